@@ -1,0 +1,67 @@
+"""gworker: a Python class becomes a self-healing, autoscaling pool of GPU workers on Ray.
+
+Decorate a class with `@app.cls(...)`, mark methods with `@gw.method()`, call them with `.remote(...)`.
+"""
+
+from __future__ import annotations
+
+from gworker.app import App
+from gworker.call import Call, gather
+from gworker.context import CallContext, current_attempt_number, current_call
+from gworker.decorators import batched, concurrent, method, on_enter, on_exit
+from gworker.errors import (
+    AuthenticationError,
+    BatchResultError,
+    CallCancelled,
+    DeadlineExceeded,
+    Fatal,
+    GWorkerError,
+    InvalidDefinition,
+    NotFound,
+    PoolUnavailable,
+    QueueFull,
+    RemoteError,
+    StartupFailed,
+    Unschedulable,
+    WorkerLost,
+)
+from gworker.observe.status import AppStatus
+from gworker.parameters import parameter
+from gworker.probe import Probe
+from gworker.retries import Retries
+from gworker.options import Gpu
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "App",
+    "AppStatus",
+    "AuthenticationError",
+    "BatchResultError",
+    "Call",
+    "CallCancelled",
+    "CallContext",
+    "DeadlineExceeded",
+    "Fatal",
+    "GWorkerError",
+    "Gpu",
+    "InvalidDefinition",
+    "NotFound",
+    "PoolUnavailable",
+    "Probe",
+    "QueueFull",
+    "RemoteError",
+    "Retries",
+    "StartupFailed",
+    "Unschedulable",
+    "WorkerLost",
+    "batched",
+    "concurrent",
+    "current_attempt_number",
+    "current_call",
+    "gather",
+    "method",
+    "on_enter",
+    "on_exit",
+    "parameter",
+]

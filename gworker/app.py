@@ -1,0 +1,379 @@
+"""Apps: a named set of classes, and how it runs.
+
+An app starts at `with app.run():`, or by itself at the first call; then it is *ephemeral*: its controller and workers
+belong to this process and end with it. At exit, and at the end of `run`, calls that were spawned are finished first,
+workers drain, and their on_exit hooks run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import builtins
+import html
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import ray
+
+from gworker import context
+from gworker.control.controller import ControllerBoot, create_controller
+from gworker.errors import InvalidDefinition, PoolUnavailable
+from gworker.handle import Cls
+from gworker.observe.status import AppStatus
+from gworker.parameters import MISSING
+from gworker.probe import Probe
+from gworker.retries import Retries
+from gworker.router.client import AppClient
+from gworker.options import Gpu
+
+log = logging.getLogger("gworker")
+T = TypeVar("T")
+
+# How long the controller may take to answer a question of a person.
+ANSWER_S = 10.0
+_UNSET: Any = object()
+
+_apps: dict[str, App] = {}
+_apps_lock = threading.RLock()
+# Whether this process's Ray was started by gworker, because there was none.
+_started_ray = False
+
+
+class App:
+    """A named set of classes. One name in one process is one app: `App("x")` again returns the same one.
+
+    >>> import gworker as gw
+    >>> app = gw.App("doc-example")
+    >>> @app.cls(max_workers=4)
+    ... class Doubler:
+    ...     @gw.method()
+    ...     def double(self, x: int) -> int:
+    ...         return 2 * x
+    >>> Doubler().double.local(4)
+    8
+    """
+
+    name: str
+    classes: dict[str, Cls]
+
+    def __new__(cls, name: str) -> App:
+        if not isinstance(name, str) or not name.strip():
+            raise InvalidDefinition(
+                f"App({name!r}): expected a name, a string that is not empty: write gw.App(\"my-app\")"
+            )
+        with _apps_lock:
+            app = _apps.get(name)
+            if app is None:
+                app = _apps[name] = super().__new__(cls)
+                app.name = name
+                app.classes = {}
+                app._generations = {}
+                app._running = None
+                app._lock = threading.RLock()
+            return app
+
+    _generations: dict[str, int]
+    _running: AppClient | None
+    _lock: threading.RLock
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (App, (self.name,))
+
+    def __repr__(self) -> str:
+        return f"<gworker.App {self.name!r}: {', '.join(self.classes) or 'no classes'}>"
+
+    # --- definition -----------------------------------------------------------------------------------------------
+
+    def cls(
+        self,
+        *bare: Any,
+        gpu: Gpu | None = _UNSET,
+        cpu: float = _UNSET,
+        memory_mb: float | None = _UNSET,
+        resources: Mapping[str, float] | None = _UNSET,
+        min_workers: int = _UNSET,
+        max_workers: int = _UNSET,
+        buffer_workers: int = _UNSET,
+        scaledown_window_s: float = _UNSET,
+        startup_timeout_s: float = _UNSET,
+        timeout_s: float | None = _UNSET,
+        drain_timeout_s: float = _UNSET,
+        retries: int | Retries = _UNSET,
+        max_pending: int = _UNSET,
+        max_pending_mb: float = _UNSET,
+        probes: Sequence[Probe] = _UNSET,
+        name: str | None = _UNSET,
+        runtime_env: Mapping[str, Any] | None = _UNSET,
+        **unknown: Any,
+    ) -> Callable[[type[T]], type[T]]:
+        """Make a class of this app. All options are given by name; each has a default.
+
+        Args:
+            gpu: `Gpu("A100")`, or None for none. A count may be a fraction.
+            cpu: CPU cores a worker holds (1.0).
+            memory_mb: memory a worker holds, in MB (None: not counted).
+            resources: further Ray resources a worker holds.
+            min_workers: workers kept ready whatever the demand (0). 1 removes the cold start of the first call.
+            max_workers: the most workers there will be (100).
+            buffer_workers: workers kept beyond the demand while there is any (0).
+            scaledown_window_s: seconds without need before a worker is let go (60).
+            startup_timeout_s: seconds the on_enter hooks may take (600).
+            timeout_s: seconds one execution of a method may take (None: no limit).
+            drain_timeout_s: seconds running inputs may take when a worker stops (30).
+            retries: a number of further tries, or `Retries(...)` (0).
+            max_pending: calls that may wait in one process (10,000); more raise QueueFull.
+            max_pending_mb: size of the calls that may wait in one process, in MB (1024).
+            probes: `Probe.on(...)`s.
+            name: the class's name in the app (its own).
+            runtime_env: Ray runtime environment of the workers.
+
+        Raises:
+            InvalidDefinition: for anything that cannot work, before anything is started.
+        """
+        if bare:
+            raise InvalidDefinition(
+                f"@app.cls was given {getattr(bare[0], '__name__', bare[0])!r}: did you forget the parentheses? "
+                "Write @app.cls() above the class"
+            )
+        options: dict[str, Any] = {
+            "gpu": gpu, "cpu": cpu, "memory_mb": memory_mb, "resources": resources, "min_workers": min_workers,
+            "max_workers": max_workers, "buffer_workers": buffer_workers, "scaledown_window_s": scaledown_window_s,
+            "startup_timeout_s": startup_timeout_s, "timeout_s": timeout_s, "drain_timeout_s": drain_timeout_s,
+            "retries": retries, "max_pending": max_pending, "max_pending_mb": max_pending_mb, "probes": probes,
+            "name": name, "runtime_env": runtime_env,
+        }  # fmt: skip
+        given = {key: value for key, value in options.items() if value is not _UNSET} | unknown
+
+        def decorate(user_cls: type[T]) -> type[T]:
+            compiled = Cls(self, _undecorated(user_cls), given)
+            compiled.spec  # noqa: B018  # every mistake shows here, where it was made
+            self._register(compiled)
+            return compiled  # type: ignore[return-value]  # to a reader it stays the class; see handle.Cls
+
+        return decorate
+
+    def _register(self, cls: Cls) -> None:
+        with self._lock:
+            if cls.name in self.classes:
+                if not _is_interactive(cls.user_cls):
+                    raise InvalidDefinition(
+                        f"app {self.name!r} has a class {cls.name!r} already "
+                        f"({self.classes[cls.name].user_cls.__module__}): give one of them another name with "
+                        "@app.cls(name=...)"
+                    )
+                self._generations[cls.name] = self._generations.get(cls.name, 0) + 1
+                cls.generation = self._generations[cls.name]
+            self.classes[cls.name] = cls
+            running = self._running
+        if running is not None and cls.generation:
+            running.controller.retire.remote(cls.name, cls.generation)
+
+    def latest(self, cls: Cls) -> Cls:
+        """The newest definition of `cls`: a notebook cell may have replaced it since the handle was made."""
+        newest = self.classes.get(cls.name)
+        if newest is None or newest.generation <= cls.generation:
+            return cls
+        return newest.with_options(**cls.changes) if cls.changes else newest
+
+    def describe(self) -> str:
+        """What was compiled, for people: classes, methods, hooks, limits, probes."""
+        head = f"app {self.name}"
+        return "\n\n".join([head, *(cls.describe() for cls in self.classes.values())])
+
+    # --- running --------------------------------------------------------------------------------------------------
+
+    def run(self) -> Run:
+        """Run the app for the duration of a `with` (or `async with`) block: all floors up at its start, drained at its end.
+
+        Raises StartupFailed or Unschedulable when a class with `min_workers` cannot come up.
+        """
+        return Run(self)
+
+    def client(self) -> AppClient:
+        """The running app as this process reaches it; starts it if need be."""
+        running = self._running
+        if running is not None:
+            return running
+        with self._lock:
+            if self._running is None:
+                worker = context.this_worker()
+                if worker is not None and worker.app_name == self.name:
+                    self._running = AppClient(self.name, worker.controller)
+                else:
+                    self._running = self._start()
+            return self._running
+
+    def _start(self) -> AppClient:
+        _have_ray()
+        boot = ControllerBoot(
+            app_name=self.name, gpu_optional=_gpu_is_optional(), cluster_may_grow=not _ray_is_ours_alone()
+        )
+        controller = create_controller(boot)
+        client = AppClient(self.name, controller)
+        controller.declare.remote({name: cls.spec.options for name, cls in self.classes.items()})
+        # Registered now, after Ray was imported, so that it runs before Ray's own exit hook.
+        atexit.register(self._at_exit)
+        return client
+
+    def _raise_floors(self, client: AppClient) -> None:
+        """See that every class with a floor has it, and wait until each serves."""
+        ready = []
+        for cls in list(self.classes.values()):
+            if cls.spec.options.min_workers and not any(
+                p.scope == "worker" and p.default is MISSING for p in cls.spec.parameters.values()
+            ):
+                ready.append(cls()._router().when_ready())
+        for each in ready:
+            each.result()
+
+    def status(self) -> AppStatus:
+        """Pools, workers, states and counters at this moment. Starts nothing."""
+        running = self._running
+        if running is None:
+            return AppStatus(self.name, running=False)
+        status: AppStatus = ray.get(running.controller.status.remote(), timeout=ANSWER_S)
+        return status
+
+    def stop(self, drain: bool = True) -> None:
+        """Stop the app's workers and wait until they are gone. Calls that still wait end with PoolUnavailable.
+
+        With `drain`, running inputs finish (`drain_timeout_s`) and on_exit hooks run; without, workers are killed.
+        A later call starts the app again.
+        """
+        with self._lock:
+            running, self._running = self._running, None
+        if running is None or context.this_worker() is not None:
+            return
+        atexit.unregister(self._at_exit)
+        if not ray.is_initialized():
+            running.close(PoolUnavailable(f"the app {self.name!r} was stopped"))
+            return
+        try:
+            self._stop_workers(running, drain)
+        finally:
+            running.close(PoolUnavailable(f"the app {self.name!r} was stopped"))
+            ray.kill(running.controller)
+
+    def _stop_workers(self, running: AppClient, drain: bool) -> None:
+        try:
+            ray.get(running.controller.stop.remote(drain))
+        except KeyboardInterrupt:
+            log.warning("interrupted again: the workers of %s are killed without draining", self.name)
+            ray.get(running.controller.stop.remote(False), timeout=ANSWER_S)
+            raise
+        except ray.exceptions.RayError:
+            log.warning("the controller of %s was gone before it could stop its workers", self.name)
+
+    def _at_exit(self) -> None:
+        running = self._running
+        if running is None or not ray.is_initialized():
+            return
+        try:
+            if running.unfinished:
+                log.info("%s: finishing %d calls before exit", self.name, running.unfinished)
+                running.wait_idle()
+            self.stop()
+        except KeyboardInterrupt:
+            log.warning("%s: interrupted; %d calls were not finished", self.name, running.unfinished)
+            self.stop(drain=False)
+
+    # --- showing --------------------------------------------------------------------------------------------------
+
+    def __rich__(self) -> Any:
+        from rich.table import Table
+
+        table = Table("class", "methods", "workers", "gpu", title=f"gworker app {self.name}", title_justify="left")
+        for row in self._rows():
+            table.add_row(*row)
+        return table
+
+    def _repr_html_(self) -> str:
+        rows = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in self._rows())
+        head = "<tr><th>class</th><th>methods</th><th>workers</th><th>gpu</th></tr>"
+        return f"<table><caption>gworker app <b>{html.escape(self.name)}</b></caption>{head}{rows}</table>"
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        rows = []
+        for name, cls in self.classes.items():
+            options = cls.spec.options
+            gpu = "" if options.gpu is None else f"{options.gpu.type or 'any'} x{options.gpu.count:g}"
+            rows.append((name, ", ".join(cls.spec.methods), f"{options.min_workers}-{options.max_workers}", gpu))
+        return rows
+
+
+class Run:
+    """`with app.run():` and `async with app.run():`."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    def __enter__(self) -> App:
+        try:
+            self._app._raise_floors(self._app.client())
+        except BaseException:
+            self._app.stop(drain=False)
+            raise
+        return self._app
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        running = self._app._running
+        if error is None and running is not None:
+            running.wait_idle()
+        self._app.stop()
+
+    async def __aenter__(self) -> App:
+        return await asyncio.to_thread(self.__enter__)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.__exit__, kind, error, trace)
+
+
+# --- the ground it stands on -------------------------------------------------------------------------------------
+
+
+def _undecorated(user_cls: Any) -> Any:
+    return user_cls.user_cls if isinstance(user_cls, Cls) else user_cls
+
+
+def _is_interactive(user_cls: type) -> bool:
+    """Whether the class comes from a notebook or a REPL, where a cell is run again to replace what it defines."""
+    if user_cls.__module__ != "__main__":
+        return False
+    main = sys.modules.get("__main__")
+    return hasattr(sys, "ps1") or hasattr(builtins, "__IPYTHON__") or not hasattr(main, "__file__")
+
+
+def _have_ray() -> None:
+    """Connect to the cluster there is (RAY_ADDRESS, or one started on this machine), or start a local one."""
+    global _started_ray
+    if ray.is_initialized():
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.WARNING)
+        return
+    log.info("starting a local Ray")
+    ray.init(include_dashboard=False, logging_level=logging.WARNING)
+    _started_ray = _ray_is_ours_alone()
+
+
+def _ray_is_ours_alone() -> bool:
+    """Whether this process started the Ray it uses: one machine, to which no node will come."""
+    node = ray._private.worker._global_node
+    return node is not None and bool(node.is_head())
+
+
+def _gpu_is_optional() -> bool:
+    wanted = os.environ.get("GWORKER_GPU", "")
+    if wanted not in ("", "required", "optional"):
+        raise ValueError(f"GWORKER_GPU={wanted!r} in the environment: expected 'required' or 'optional', or nothing")
+    return wanted == "optional" or (not wanted and _started_ray)

@@ -1,0 +1,408 @@
+"""A method of a handle, and the ways to call it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
+
+from gworker import clock, context, streaming
+from gworker.call import Call
+from gworker.functions import MethodSpec
+from gworker.local import local_instance
+from gworker.mapping import MapRun, zipped
+from gworker.observe.progress import ProgressBar, Ticker
+from gworker.retries import Retries
+from gworker.router.calls import RoutedCall
+from gworker.router.router import Router
+from gworker.wire import Payload, pack
+
+if TYPE_CHECKING:
+    from gworker.handle import Handle
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# The most calls that one .map keeps under way, and the least where a pool is small.
+_LARGEST_WINDOW = 1000
+_SMALLEST_WINDOW = 64
+
+
+@dataclass(frozen=True)
+class CallOptions:
+    """What `.with_options` on a method sets; None leaves the class's own."""
+
+    deadline_s: float | None = None
+    timeout_s: float | None = None
+    retries: Retries | None = None
+
+    def changed(self, deadline_s: float | None, timeout_s: float | None, retries: int | Retries | None) -> CallOptions:
+        """These options with those that are given replaced. Raises ValueError for a limit that is no duration."""
+        return replace(
+            self,
+            deadline_s=self.deadline_s if deadline_s is None else _seconds("deadline_s", deadline_s),
+            timeout_s=self.timeout_s if timeout_s is None else _seconds("timeout_s", timeout_s),
+            retries=self.retries if retries is None else Retries.of(retries),
+        )
+
+
+def _seconds(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0 or math.isinf(value):
+        raise ValueError(f"{name}={value!r} was given; expected a positive number of seconds: write for example {name}=30")
+    return float(value)
+
+
+class _Bound:
+    """What bound methods and bound generators share: how a call is made."""
+
+    def __init__(self, handle: Handle, spec: MethodSpec, options: CallOptions) -> None:
+        self._handle = handle
+        self._spec = spec
+        self._options = options
+
+    @property
+    def _label(self) -> str:
+        return f"{self._handle._cls.name}.{self._spec.name}"
+
+    def __repr__(self) -> str:
+        return f"<gworker method {self._handle!r}.{self._spec.name}{self._spec.signature}>"
+
+    def _send(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], sink: Any, credit: int = 0
+    ) -> tuple[Router, RoutedCall]:
+        handle, spec = self._handle, self._spec
+        cls = handle._cls
+        bound = spec.bind(cls.name, args, kwargs)
+        options = cls.spec.options
+        outer = context.current_call_or_none()
+        call = RoutedCall(
+            label=f"{cls.name}.{spec.name}",
+            method=spec.name,
+            arguments=_pack_arguments(self, bound),
+            parameters=handle._packed_parameters,
+            parameters_key=handle._values.call_key,
+            deadline=clock.earliest(
+                clock.deadline_after(self._options.deadline_s), None if outer is None else outer.deadline
+            ),
+            timeout_s=self._options.timeout_s or options.timeout_s,
+            retries=self._options.retries or options.retries,
+            credit=credit,
+            sink=sink,
+        )
+        router = handle._router()
+        router.submit(call)
+        return router, call
+
+    def _run_locally(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        handle = self._handle
+        cls = handle._cls
+        bound = self._spec.bind(cls.name, args, kwargs)
+        instance = local_instance(cls.spec, handle._values.worker_key, handle._values.worker)
+        return instance.call(self._spec, handle._values.call, bound)
+
+    def _refuse_deadlock(self, way: str, *, blocks: bool) -> None:
+        """Raise where the wait could never end: on a worker's user loop, or inside the only worker of the pool."""
+        worker = context.this_worker()
+        if worker is None:
+            return
+        if blocks and context.on_user_loop():
+            raise RuntimeError(
+                f"{self._label}.{way}(...) was called on the event loop of a worker and would block every asynchronous "
+                f"method of it: write `await {self._label}.{way}.aio(...)`"
+            )
+        alone = worker.max_workers == 1 and worker.serves_one_call_at_a_time
+        if alone and context.current_call_or_none() is not None and worker.pool == self._handle._key:
+            raise RuntimeError(
+                f"{self._label}.{way}(...) was called from inside {worker.pool}, whose only worker (max_workers=1) is "
+                "busy with the caller: it would wait for itself. Call the method on self, raise max_workers, or add "
+                "@gw.concurrent(max_inputs=...) to the class"
+            )
+
+    def _refuse_direct_call(self, way: str) -> NoReturn:
+        raise TypeError(
+            f"{self._label}(...) was called directly on a handle: write {self._label}.{way}(...) to run it in a "
+            f"worker, or {self._label}.local(...) to run it in this process"
+        )
+
+
+def _pack_arguments(method: _Bound, bound: tuple[tuple[Any, ...], dict[str, Any]]) -> Payload:
+    try:
+        return pack(bound)
+    except Exception as error:
+        args, kwargs = bound
+        names = list(method._spec.signature.parameters)
+        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+            try:
+                pack(value)
+            except Exception as culprit:
+                raise TypeError(
+                    f"{method._label}: argument {name!r} of type {type(value).__qualname__} cannot be pickled: "
+                    f"{type(culprit).__name__}: {culprit}. Pass plain data, arrays or tensors, and open files, locks "
+                    "and connections in the worker."
+                ) from culprit
+        raise TypeError(f"{method._label}: the arguments cannot be pickled together: {error}") from error
+
+
+class _Way(Generic[P, R]):
+    """One way to call a method; calling it blocks, `.aio` is for `await`."""
+
+    def __init__(self, bound: BoundMethod[P, R]) -> None:
+        self._bound = bound
+
+
+class Remote(_Way[P, R]):
+    """`.remote(...)` and `.remote.aio(...)`."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the method in a worker; wait for the result and return it, or raise what the method raised."""
+        self._bound._refuse_deadlock("remote", blocks=True)
+        call = self._bound._spawn(args, kwargs)
+        try:
+            return call.get()
+        except BaseException:
+            call.cancel()
+            raise
+
+    async def aio(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The same for `await`. Cancelling the task that awaits it cancels the call."""
+        self._bound._refuse_deadlock("remote", blocks=False)
+        call = self._bound._spawn(args, kwargs)
+        try:
+            return await call
+        except BaseException:
+            call.cancel()
+            raise
+
+
+class _ManyCalls(_Way[P, R]):
+    """What `.map`, `.starmap` and `.for_each` share."""
+
+    def _run(self, way: str, inputs: Any, *, blocks: bool, ordered: bool, return_exceptions: bool) -> MapRun:
+        bound = self._bound
+        bound._refuse_deadlock(way, blocks=blocks)
+        spec = bound._handle._cls.spec
+        most = min(_LARGEST_WINDOW, spec.options.max_pending)
+        window = max(1, min(most, max(_SMALLEST_WINDOW, 2 * spec.max_inputs * spec.options.max_workers)))
+        when_space = bound._handle._router().when_space
+        return MapRun(inputs, lambda args: bound._spawn(args, {}), when_space, window, ordered, return_exceptions)
+
+    def _ticker(self, inputs: Any, progress: bool) -> Ticker:
+        if not progress:
+            return Ticker()
+        return ProgressBar(self._bound._label, inputs, self._bound._handle._router().waiting_for)
+
+
+class Map(_ManyCalls[P, R]):
+    """`.map(...)` and `.map.aio(...)`."""
+
+    def __call__(
+        self,
+        inputs: Iterable[Any],
+        *more_inputs: Iterable[Any],
+        ordered: bool = True,
+        return_exceptions: bool = False,
+        progress: bool = False,
+    ) -> Iterator[R]:
+        """One call for each input, many at a time; yields the results in the order of the inputs.
+
+        With several iterables each call gets one input of each. `ordered=False` yields results as they come.
+        The first error is raised where its result would have been and cancels the rest; with `return_exceptions=True`
+        errors are yielded instead. Inputs are taken lazily, so an endless iterator is fine; what it raises is raised
+        here. `progress=True` shows a bar on standard error.
+        """
+        run = self._run(
+            "map", zipped(inputs, more_inputs), blocks=True, ordered=ordered, return_exceptions=return_exceptions
+        )
+        return run.results(self._ticker(inputs, progress))
+
+    def aio(
+        self,
+        inputs: Any,
+        *more_inputs: Iterable[Any],
+        ordered: bool = True,
+        return_exceptions: bool = False,
+        progress: bool = False,
+    ) -> AsyncIterator[R]:
+        """The same for `async for`; `inputs` may be an asynchronous iterable."""
+        run = self._run(
+            "map", zipped(inputs, more_inputs), blocks=False, ordered=ordered, return_exceptions=return_exceptions
+        )
+        return run.results_async(self._ticker(inputs, progress))
+
+
+class Starmap(_ManyCalls[P, R]):
+    """`.starmap(...)` and `.starmap.aio(...)`."""
+
+    def __call__(
+        self,
+        inputs: Iterable[Iterable[Any]],
+        *,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+        progress: bool = False,
+    ) -> Iterator[R]:
+        """Like `.map`, with the arguments of each call as one tuple."""
+        tuples = (tuple(arguments) for arguments in inputs)
+        run = self._run("starmap", tuples, blocks=True, ordered=ordered, return_exceptions=return_exceptions)
+        return run.results(self._ticker(inputs, progress))
+
+    def aio(
+        self,
+        inputs: Iterable[Iterable[Any]],
+        *,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+        progress: bool = False,
+    ) -> AsyncIterator[R]:
+        """The same for `async for`."""
+        tuples = (tuple(arguments) for arguments in inputs)
+        run = self._run("starmap", tuples, blocks=False, ordered=ordered, return_exceptions=return_exceptions)
+        return run.results_async(self._ticker(inputs, progress))
+
+
+class ForEach(_ManyCalls[P, R]):
+    """`.for_each(...)` and `.for_each.aio(...)`."""
+
+    def __call__(
+        self,
+        inputs: Iterable[Any],
+        *more_inputs: Iterable[Any],
+        return_exceptions: bool = False,
+        progress: bool = False,
+    ) -> None:
+        """Like `.map` for methods whose results do not matter; returns when all calls have ended.
+
+        The first error is raised and cancels the rest; with `return_exceptions=True` errors are passed over.
+        """
+        run = self._run(
+            "for_each", zipped(inputs, more_inputs), blocks=True, ordered=False, return_exceptions=return_exceptions
+        )
+        for _ in run.results(self._ticker(inputs, progress)):
+            pass
+
+    async def aio(
+        self, inputs: Any, *more_inputs: Iterable[Any], return_exceptions: bool = False, progress: bool = False
+    ) -> None:
+        """The same for `await`."""
+        run = self._run(
+            "for_each", zipped(inputs, more_inputs), blocks=False, ordered=False, return_exceptions=return_exceptions
+        )
+        async for _ in run.results_async(self._ticker(inputs, progress)):
+            pass
+
+
+class BoundMethod(_Bound, Generic[P, R]):
+    """A method of a handle: `Embedder().embed`."""
+
+    @property
+    def remote(self) -> Remote[P, R]:
+        """Call it and wait: `.remote(...)`, or `await .remote.aio(...)`."""
+        return Remote(self)
+
+    def spawn(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+        """Call it and go on: returns a `Call` at once. Raises QueueFull when too many calls wait already."""
+        return self._spawn(args, kwargs)
+
+    @property
+    def map(self) -> Map[P, R]:
+        """Call it for each of many inputs."""
+        return Map(self)
+
+    @property
+    def starmap(self) -> Starmap[P, R]:
+        """Call it for each of many tuples of arguments."""
+        return Starmap(self)
+
+    @property
+    def for_each(self) -> ForEach[P, R]:
+        """Call it for each of many inputs and forget the results."""
+        return ForEach(self)
+
+    def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the method in this process, hooks included, without Ray.
+
+        An asynchronous method gives an awaitable; a batched one takes one input and runs a batch of one.
+        """
+        result: R = self._run_locally(args, kwargs)
+        return result
+
+    def with_options(
+        self, *, deadline_s: float | None = None, timeout_s: float | None = None, retries: int | Retries | None = None
+    ) -> BoundMethod[P, R]:
+        """The same method with other limits: `deadline_s` for the whole call, `timeout_s` for one execution."""
+        return BoundMethod(self._handle, self._spec, self._options.changed(deadline_s, timeout_s, retries))
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Refuse: a method is not called directly on a handle."""
+        self._refuse_direct_call("remote")
+
+    def _spawn(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call[R]:
+        call: Call[R] = Call()
+        router, routed = self._send(args, kwargs, call)
+        call._attach(router, routed)
+        return call
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in ("stream", "remote_gen"):
+                raise TypeError(f"{self._label} is not a generator: write {self._label}.remote(...), not .{name}(...)")
+            raise AttributeError(name)
+
+
+class Stream(Generic[P, R]):
+    """`.stream(...)` and `.stream.aio(...)`."""
+
+    def __init__(self, bound: BoundGenerator[P, R]) -> None:
+        self._bound = bound
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+        """The items as they come. The call is sent at the first `next`; closing the iterator stops the generator."""
+        self._bound._refuse_deadlock("stream", blocks=True)
+        return streaming.iterate(self._bound._submitter(args, kwargs))
+
+    def aio(self, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R]:
+        """The same for `async for`."""
+        self._bound._refuse_deadlock("stream", blocks=False)
+        return streaming.iterate_async(self._bound._submitter(args, kwargs))
+
+
+class BoundGenerator(_Bound, Generic[P, R]):
+    """A generator method of a handle."""
+
+    @property
+    def stream(self) -> Stream[P, R]:
+        """Call it and take its items: `.stream(...)`, or `async for` over `.stream.aio(...)`."""
+        return Stream(self)
+
+    @property
+    def remote_gen(self) -> Stream[P, R]:
+        """The same as `stream`."""
+        return Stream(self)
+
+    def local(self, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+        """Run the generator in this process, hooks included; an asynchronous one gives an asynchronous iterator."""
+        items: Iterator[R] = self._run_locally(args, kwargs)
+        return items
+
+    def with_options(
+        self, *, deadline_s: float | None = None, timeout_s: float | None = None, retries: int | Retries | None = None
+    ) -> BoundGenerator[P, R]:
+        """The same method with other limits. A stream is not retried after its first item."""
+        return BoundGenerator(self._handle, self._spec, self._options.changed(deadline_s, timeout_s, retries))
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+        """Refuse: a generator is not called directly on a handle."""
+        self._refuse_direct_call("stream")
+
+    def _submitter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[Any], tuple[Router, RoutedCall]]:
+        self._spec.bind(self._handle._cls.name, args, kwargs)  # a bad call fails here, not at the first next
+        return lambda sink: self._send(args, kwargs, sink, credit=streaming.WINDOW)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in ("remote", "spawn", "map", "starmap", "for_each"):
+                raise TypeError(f"{self._label} is a generator: write {self._label}.stream(...), not .{name}(...)")
+            raise AttributeError(name)

@@ -1,0 +1,67 @@
+"""How many workers a pool should have. Pure: demand and time in, a number out.
+
+desired = ceil(demand / target_inputs) + buffer while there is demand, within [min_workers, max_workers]. Upwards at
+once from zero, else when the need has lasted `SUSTAIN_S`; downwards after `window_s` without need.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+# A need that lasts this long is more than a ripple.
+SUSTAIN_S = 1.0
+
+
+@dataclass(frozen=True)
+class ScalePolicy:
+    """The numbers a pool is scaled by; see `App.cls`."""
+
+    min_workers: int
+    max_workers: int
+    buffer_workers: int
+    target_inputs: int
+    window_s: float
+
+
+class Autoscaler:
+    """The wanted size of one pool, remembered from tick to tick."""
+
+    def __init__(self, policy: ScalePolicy) -> None:
+        self._policy = policy
+        self._needs: deque[tuple[float, int]] = deque()
+        self.desired = policy.min_workers
+
+    def need(self, demand: int) -> int:
+        """Workers for `demand` inputs, were it to stay."""
+        policy = self._policy
+        wanted = math.ceil(demand / policy.target_inputs)
+        if demand > 0:
+            wanted += policy.buffer_workers
+        return min(max(wanted, policy.min_workers), policy.max_workers)
+
+    def tick(self, demand: int, now: float) -> int:
+        """The wanted number of workers now that `demand` inputs are queued or running."""
+        need = self.need(demand)
+        self._needs.append((now, need))
+        horizon = now - max(self._policy.window_s, SUSTAIN_S)
+        while len(self._needs) > 1 and self._needs[1][0] <= horizon:
+            self._needs.popleft()
+        if need > self.desired:
+            if self.desired == 0:
+                self.desired = need
+            elif self._needs[0][0] <= now - SUSTAIN_S:
+                self.desired = max(self.desired, self._lowest_since(now - SUSTAIN_S))
+        elif need < self.desired and self._needs[0][0] <= now - self._policy.window_s:
+            self.desired = max(n for _, n in self._needs)
+        return self.desired
+
+    def _lowest_since(self, since: float) -> int:
+        # The need at `since` is that of the last tick before it: a need lasts until the next tick says otherwise.
+        lowest = self._needs[-1][1]
+        for at, need in reversed(self._needs):
+            lowest = min(lowest, need)
+            if at <= since:
+                break
+        return lowest

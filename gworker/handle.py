@@ -1,0 +1,295 @@
+"""Decorated classes and their instance handles: what `@app.cls` returns, and what calling it gives.
+
+Neither starts anything. A handle finds its router at the first call; both travel by pickle, so a worker can call the
+other classes of its app: by reference where the class's module can be imported, by value otherwise.
+"""
+
+from __future__ import annotations
+
+import difflib
+import html
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import cloudpickle
+
+from gworker.errors import InvalidDefinition
+from gworker.bound import BoundGenerator, BoundMethod, CallOptions
+from gworker.parameters import ParameterValues, bind_parameters
+from gworker.router.client import AppClient
+from gworker.router.membership import PoolDefinition, PoolKey
+from gworker.router.router import Router
+from gworker.spec import ClassSpec, compile_class
+from gworker.wire import Payload, pack
+
+__all__ = ["BoundGenerator", "BoundMethod", "Cls", "Handle"]
+
+
+class AppRef(Protocol):
+    """What a class needs of its app."""
+
+    name: str
+
+    def client(self) -> AppClient:
+        """The running app, started if need be."""
+
+    def latest(self, cls: Cls) -> Cls:
+        """The newest definition of a class that may have been replaced in a notebook."""
+
+
+class Cls:
+    """A decorated class. Calling it with parameter values gives a handle; `with_options` gives a variant of it."""
+
+    def __init__(
+        self,
+        app: AppRef,
+        user_cls: type,
+        given: Mapping[str, Any],
+        *,
+        generation: int = 0,
+        changes: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.app = app
+        self.user_cls = user_cls
+        self.generation = generation
+        self.given = dict(given)
+        self.changes = dict(changes or {})
+        self._spec: ClassSpec | None = None
+        for attribute in ("__module__", "__qualname__", "__doc__"):
+            object.__setattr__(self, attribute, getattr(user_cls, attribute))
+
+    @property
+    def spec(self) -> ClassSpec:
+        """What the class compiled into. A class that came by pickle is compiled at first use, when it is complete."""
+        if self._spec is None:
+            spec = compile_class(self.user_cls, self.given)
+            self._spec = spec.with_options(**self.changes) if self.changes else spec
+        return self._spec
+
+    @property
+    def name(self) -> str:
+        """The class's name in its app."""
+        given: str | None = self.given.get("name")
+        return given or self.user_cls.__name__
+
+    @property
+    def variant(self) -> str:
+        """Names the `with_options` variant; empty for the class itself."""
+        return ",".join(f"{name}={value!r}" for name, value in sorted(self.changes.items()))
+
+    def __call__(self, *args: Any, **parameters: Any) -> Handle:
+        """A handle whose calls use these parameter values; defaults fill in the rest. Raises InvalidDefinition."""
+        if args:
+            shown = ", ".join(map(repr, args))
+            raise InvalidDefinition(
+                f"{self.name}({shown}): parameters are given by name; write for example "
+                f"{self.name}({', '.join(f'{n}=...' for n in self.spec.parameters) or ''})"
+            )
+        return Handle(self, bind_parameters(self.name, self.spec.parameters, parameters))
+
+    def with_options(self, **changes: Any) -> Cls:
+        """A variant with other options and a pool of its own; stacks, and changes nothing about this one.
+
+        Takes the options of `App.cls` except `name`. Raises InvalidDefinition.
+        """
+        if "name" in changes:
+            raise InvalidDefinition(f"{self.name}.with_options(name=...): a variant keeps the name of its class")
+        variant = Cls(
+            self.app,
+            self.user_cls,
+            self.given,
+            generation=self.generation,
+            changes={**self.changes, **changes},
+        )
+        variant._spec = self.spec.with_options(**changes)
+        return variant
+
+    def describe(self) -> str:
+        """What was compiled, for people."""
+        return self.spec.describe()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "user_cls" not in self.__dict__:
+            raise AttributeError(name)
+        if name in self.spec.methods:
+            return UnboundMethod(self, name)
+        return getattr(self.user_cls, name)
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
+        # class Sub(Embedder) derives from the user's own class.
+        return (self.user_cls,)
+
+    def __instancecheck__(self, instance: Any) -> bool:
+        return isinstance(instance, self.user_cls)
+
+    def __subclasscheck__(self, subclass: type) -> bool:
+        return issubclass(subclass, self.user_cls)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if _is_importable(self):
+            return (_import, (self.user_cls.__module__, self.user_cls.__qualname__, self.generation, self.changes))
+        return (_rebuild, (self.app, self.user_cls, self.given, self.generation, self.changes))
+
+    def __repr__(self) -> str:
+        variant = f" with {self.variant}" if self.changes else ""
+        return f"<gworker class {self.app.name}/{self.name}{variant}>"
+
+    def __rich__(self) -> str:
+        return self.describe()
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.describe())}</pre>"
+
+
+class UnboundMethod:
+    """`Embedder.embed`: a method named through its class. It can be passed around, and not called."""
+
+    def __init__(self, cls: Cls, name: str) -> None:
+        self.cls = cls
+        self.name = name
+
+    def _refuse(self) -> Any:
+        raise TypeError(
+            f"{self.cls.name}.{self.name} was called on the class: make an instance first, "
+            f"{self.cls.name}().{self.name}.remote(...)"
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._refuse()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._refuse()
+
+    def __repr__(self) -> str:
+        return f"<gworker method {self.cls.name}.{self.name}{self.cls.spec.methods[self.name].signature}>"
+
+
+class Handle:
+    """An instance of a decorated class, as callers hold it: cheap, hashable, picklable; starts nothing."""
+
+    def __init__(self, cls: Cls, values: ParameterValues) -> None:
+        self._given_cls = cls
+        self._values = values
+        self._packed: Payload | None = None
+        self._found: tuple[Cls, AppClient, Router] | None = None
+
+    @property
+    def _cls(self) -> Cls:
+        return self._given_cls.app.latest(self._given_cls)
+
+    @property
+    def _key(self) -> PoolKey:
+        cls = self._cls
+        return PoolKey(cls.name, cls.variant, self._values.worker_key, cls.generation)
+
+    @property
+    def _packed_parameters(self) -> Payload | None:
+        if self._packed is None and self._cls.spec.has_call_parameters:
+            self._packed = pack(dict(self._values.call))
+        return self._packed
+
+    def _router(self) -> Router:
+        cls = self._cls
+        client = cls.app.client()
+        if self._found is None or self._found[0] is not cls or self._found[1] is not client:
+            self._found = (cls, client, client.router(self._key, self._define))
+        return self._found[2]
+
+    def _define(self) -> PoolDefinition:
+        spec = self._cls.spec
+        return PoolDefinition(
+            key=self._key,
+            cls=pack(self._cls),
+            worker_values=pack(dict(self._values.worker)),
+            options=spec.options,
+            max_inputs=spec.max_inputs,
+            target_inputs=spec.target_inputs,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        cls = self._cls
+        method = cls.spec.methods.get(name)
+        if method is None:
+            if name in cls.spec.parameters:
+                return {**self._values.call, **self._values.worker}[name]
+            near = difflib.get_close_matches(name, cls.spec.methods, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            methods = ", ".join(cls.spec.methods)
+            raise AttributeError(f"{cls.name} has no method {name!r} marked with @gw.method(); it has {methods}{hint}")
+        return (BoundGenerator if method.is_generator else BoundMethod)(self, method, CallOptions())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Handle):
+            return NotImplemented
+        return (self._given_cls.app.name, self._key, self._values) == (
+            other._given_cls.app.name,
+            other._key,
+            other._values,
+        )
+
+    def __hash__(self) -> int:
+        return hash((self._given_cls.app.name, self._key, self._values))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Handle, (self._given_cls, self._values))
+
+    def __repr__(self) -> str:
+        values = {**self._values.call, **self._values.worker}
+        shown = ", ".join(f"{name}={values[name]!r}" for name in self._given_cls.spec.parameters)
+        return f"{self._given_cls.name}({shown})"
+
+    def __rich__(self) -> str:
+        return f"[bold]{self!r}[/bold] of app {self._given_cls.app.name}: {', '.join(self._given_cls.spec.methods)}"
+
+    def _repr_html_(self) -> str:
+        methods = "".join(
+            f"<li><code>{html.escape(m.name + str(m.signature))}</code></li>"
+            for m in self._given_cls.spec.methods.values()
+        )
+        head = f"<b>{html.escape(repr(self))}</b> of gworker app <b>{html.escape(self._given_cls.app.name)}</b>"
+        return f"{head}<ul>{methods}</ul>"
+
+
+# --- how a class travels -----------------------------------------------------------------------------------------
+
+
+def _is_importable(cls: Cls) -> bool:
+    """Whether a worker can import the class, so that it, its enums and its exceptions are the same on both sides."""
+    name, qualname = cls.user_cls.__module__, cls.user_cls.__qualname__
+    module = sys.modules.get(name)
+    if name == "__main__" or module is None or getattr(module, "__spec__", None) is None:
+        return False
+    parts = name.split(".")
+    by_value = cloudpickle.list_registry_pickle_by_value()
+    if any(".".join(parts[: i + 1]) in by_value for i in range(len(parts))):
+        return False
+    found = _look_up(module, qualname)
+    return isinstance(found, Cls) and found.user_cls is cls.user_cls
+
+
+def _look_up(module: Any, qualname: str) -> Any:
+    found = module
+    for part in qualname.split("."):
+        found = found.__dict__.get(part) if hasattr(found, "__dict__") else None
+    return found
+
+
+def _import(module: str, qualname: str, generation: int, changes: Mapping[str, Any]) -> Cls:
+    found = _look_up(importlib.import_module(module), qualname)
+    if not isinstance(found, Cls):
+        raise ImportError(f"{module}.{qualname} is not a class decorated with @app.cls in this process")
+    if not changes and generation == found.generation:
+        return found
+    return _rebuild(found.app, found.user_cls, found.given, generation, changes)
+
+
+def _rebuild(
+    app: AppRef, user_cls: type, given: Mapping[str, Any], generation: int, changes: Mapping[str, Any]
+) -> Cls:
+    return Cls(app, user_cls, given, generation=generation, changes=changes)

@@ -1,0 +1,123 @@
+"""A call on the caller's side: what is sent, what is known of it, and who gets the outcome."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gworker import clock
+from gworker.retries import Retries
+from gworker.wire import Payload, Submit
+
+if TYPE_CHECKING:
+    from gworker.router.router import Link
+
+_numbers = itertools.count(1)
+_process = os.urandom(4).hex()
+
+
+class Sink(Protocol):
+    """Who waits for the outcome. Called on the router's loop, or on the caller's thread; must not block."""
+
+    def returned(self, result: Payload) -> None:
+        """The call returned."""
+
+    def raised(self, error: BaseException) -> None:
+        """The call ended with an error; nothing follows."""
+
+    def item(self, item: Payload) -> None:
+        """A stream has an item."""
+
+    def ended(self) -> None:
+        """A stream is complete."""
+
+
+class RoutedCall:
+    """One call while its router is responsible for it."""
+
+    __slots__ = (
+        "arguments",
+        "attempt",
+        "batch_cap",
+        "credit",
+        "deadline",
+        "done",
+        "id",
+        "items",
+        "label",
+        "link",
+        "method",
+        "nbytes",
+        "number",
+        "parameters",
+        "parameters_key",
+        "queued",
+        "reached_worker",
+        "retries",
+        "sent_at",
+        "sink",
+        "started",
+        "submitted_at",
+        "timeout_s",
+        "timer",
+    )
+
+    def __init__(
+        self,
+        *,
+        label: str,
+        method: str,
+        arguments: Payload,
+        parameters: Payload | None,
+        parameters_key: Any,
+        deadline: float | None,
+        timeout_s: float | None,
+        retries: Retries,
+        credit: int,
+        sink: Sink,
+    ) -> None:
+        self.number = next(_numbers)
+        self.id = f"{_process}-{self.number}"
+        self.label = label
+        self.method = method
+        self.arguments = arguments
+        self.parameters = parameters
+        self.parameters_key = parameters_key
+        self.deadline = deadline
+        self.timeout_s = timeout_s
+        self.retries = retries
+        self.credit = credit
+        self.sink = sink
+        self.nbytes = arguments.nbytes
+        self.attempt = 1
+        self.batch_cap = 0
+        self.items = 0
+        self.submitted_at = clock.now()
+        self.sent_at = 0.0
+        self.timer: Any = None
+        self.link: Link | None = None
+        self.queued = False
+        self.started = False
+        self.reached_worker = False
+        self.done = False
+
+    def may_retry(self) -> bool:
+        """Whether another attempt is allowed: some are left, and no item of a stream has been handed out."""
+        return self.attempt <= self.retries.max_retries and self.items == 0
+
+    def message(self) -> Submit:
+        """The call as it is sent now."""
+        return Submit(
+            call_id=self.number,
+            name=self.id,
+            method=self.method,
+            arguments=self.arguments,
+            parameters=self.parameters,
+            parameters_key=self.parameters_key,
+            attempt=self.attempt,
+            deadline_left_s=clock.left_until(self.deadline),
+            timeout_s=self.timeout_s,
+            batch_cap=self.batch_cap,
+            credit=self.credit,
+        )

@@ -1,0 +1,174 @@
+"""How calls travel from a router to one worker. A lane carries messages both ways; nothing above it knows Ray tasks.
+
+The `ray` lane: the router hands bundles to the worker's `exchange` method and keeps at least one exchange open while
+it has inputs there; the worker answers one whenever it has something to say. Under load many messages share a bundle,
+and no result waits for another input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any, Protocol
+
+from gworker.wire import Cancel, Credit, Down, InOrder, Item, Started, Submit, Up, decode, encode
+
+# With this many exchanges open the next bundle waits until one is answered, growing meanwhile.
+MAX_OPEN_EXCHANGES = 4
+# The most inputs in one bundle: enough to make its cost disappear, not so many that the worker's loop stalls.
+MAX_BUNDLE = 512
+
+
+class LaneListener(Protocol):
+    """What a lane calls, on the router's loop."""
+
+    def on_message(self, message: Any) -> None:
+        """A message from the worker, in the order it was sent."""
+
+    def on_progress(self) -> None:
+        """A bundle has been handled: there may be room for more."""
+
+    def on_broken(self, error: BaseException) -> None:
+        """The lane has ended for good: the worker died or cannot be reached."""
+
+
+class Lane(Protocol):
+    """A two-way stream of messages with one worker; used on the router's loop only.
+
+    `vouches_for_starts` says that a start report reaches the router before the input can start. Where it is False,
+    whatever was sent and not refused counts as started.
+    """
+
+    vouches_for_starts: bool
+
+    def send(self, message: Submit | Cancel | Credit) -> None:
+        """Send soon, together with what else is sent in this turn of the loop."""
+
+    def available(self) -> int:
+        """How many inputs the worker would take from us now."""
+
+    def want(self, count: int) -> None:
+        """`count` more inputs wait for room in this worker."""
+
+    def close(self) -> None:
+        """Send nothing more and report nothing more."""
+
+
+class RayLane:
+    """The lane over actor calls."""
+
+    vouches_for_starts = False
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, actor: Any, session: str, capacity: int, listener: LaneListener
+    ) -> None:
+        self._loop = loop
+        self._exchange = actor.exchange
+        self._session = session
+        self._capacity = capacity
+        self._listener = listener
+        self._arrivals = InOrder()
+        self._outgoing: deque[Any] = deque()
+        self._sequence = 0
+        self._open = 0
+        self._scheduled = False
+        self._closed = False
+        self._inputs: set[int] = set()
+        self._room = capacity
+        self._unconfirmed: deque[tuple[int, int]] = deque()
+        self._unsent_submits = 0
+        self._wanted = 0
+        self._told_wanted = 0
+
+    def send(self, message: Submit | Cancel | Credit) -> None:
+        if isinstance(message, Submit):
+            self._inputs.add(message.call_id)
+            self._unsent_submits += 1
+        elif isinstance(message, Cancel):
+            self._inputs.discard(message.call_id)
+        self._outgoing.append(message)
+        self._schedule()
+
+    def available(self) -> int:
+        if not self._inputs and not self._open and not self._outgoing:
+            return self._capacity  # what we knew is old: try, it may refuse
+        return self._room - self._unsent_submits - sum(count for _, count in self._unconfirmed)
+
+    def want(self, count: int) -> None:
+        self._wanted = count
+        if count and (not self._told_wanted or not self._open):
+            self._schedule()
+
+    def close(self) -> None:
+        self._closed = True
+        self._outgoing.clear()
+
+    def _schedule(self) -> None:
+        if not self._scheduled and not self._closed:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        while self._open < MAX_OPEN_EXCHANGES and self._outgoing and not self._closed:
+            self._send_bundle()
+        if not self._closed and self._open == 0 and (self._inputs or self._wanted):
+            self._send_bundle()
+        elif not self._closed and self._wanted and not self._told_wanted and self._open < MAX_OPEN_EXCHANGES:
+            self._send_bundle()
+
+    def _send_bundle(self) -> None:
+        count = min(len(self._outgoing), MAX_BUNDLE)
+        messages = tuple(self._outgoing.popleft() for _ in range(count))
+        submits = sum(isinstance(m, Submit) for m in messages)
+        if submits:
+            self._unsent_submits -= submits
+            self._unconfirmed.append((self._sequence, submits))
+        up = Up(
+            session=self._session,
+            sequence=self._sequence,
+            acknowledged=self._arrivals.last,
+            waiting=self._wanted,
+            stages=self.vouches_for_starts,
+            messages=messages,
+        )
+        self._sequence += 1
+        self._told_wanted = self._wanted
+        self._open += 1
+        try:
+            answer = self._exchange.remote(encode(up)).future()
+        except Exception as error:
+            self._break(error)
+            return
+        answer.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._on_answer, done))
+
+    def _on_answer(self, done: Any) -> None:
+        self._open -= 1
+        if self._closed:
+            return
+        error = done.exception()
+        if error is not None:
+            self._break(error)
+            return
+        down: Down = decode(done.result())
+        reply_wanted = False
+        for bundle in self._arrivals.feed(down.sequence, down):
+            self._room = bundle.room
+            while self._unconfirmed and self._unconfirmed[0][0] <= bundle.acknowledged:
+                self._unconfirmed.popleft()
+            for message in bundle.messages:
+                if not isinstance(message, (Started, Item)):
+                    self._inputs.discard(message.call_id)
+                self._listener.on_message(message)
+            reply_wanted = reply_wanted or bundle.draining
+        if self._room > 0:
+            self._told_wanted = 0
+        self._listener.on_progress()
+        if reply_wanted and self._open == 0 and not self._closed:
+            self._send_bundle()
+        self._schedule()
+
+    def _break(self, error: BaseException) -> None:
+        if not self._closed:
+            self.close()
+            self._listener.on_broken(error)

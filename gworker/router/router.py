@@ -1,0 +1,519 @@
+"""The router: one per process and pool. Queues calls, picks a worker for each, retries, and ends every one of them.
+
+A call is queued -> sent -> answered. A worker that refuses it, or dies before it can have started it, puts it back at
+the head of the queue; one that may have started it before dying ends it with `WorkerLost`, unless `retries` allow
+another attempt. All methods but `submit`, `cancel` and `grant` run on the router's loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from gworker import clock
+from gworker.errors import (
+    CallCancelled,
+    DeadlineExceeded,
+    GWorkerError,
+    PoolUnavailable,
+    QueueFull,
+    WorkerLost,
+)
+from gworker.router.calls import RoutedCall
+from gworker.router.lanes import Lane, RayLane
+from gworker.router.membership import Demand, PoolKey, PoolView, WorkerView
+from gworker.options import Options
+from gworker.wire import Busy, Cancel, Credit, Ended, Item, Raised, Returned, Started, unpack_exception
+
+log = logging.getLogger("gworker.router")
+
+# What has been said once in this process is not said again.
+_noticed: set[str] = set()
+
+# How often a router repeats its demand while it has any; the controller forgets it after some times as long.
+DEMAND_PERIOD_S = 0.25
+# How long calls wait without a word before the log says for what.
+EXPLAIN_AFTER_S = 5.0
+
+
+class PoolSource(Protocol):
+    """Where a router learns of its pool, and reports to: the controller, seen from here."""
+
+    async def watch(self, key: PoolKey, version: int) -> PoolView:
+        """The pool's view once it is newer than `version`. Raises when the controller is gone."""
+
+    def report(self, router: str, key: PoolKey, demand: Demand) -> None:
+        """Tell the controller what this router needs; never blocks."""
+
+    def make_lane(self, worker: WorkerView, router: str, link: Link) -> Lane:
+        """A lane to a worker."""
+
+
+class Link:
+    """A worker as this router uses it: the lane, and the calls that are there."""
+
+    def __init__(self, router: Router, worker: WorkerView) -> None:
+        self.worker = worker
+        self.ready = worker.ready
+        self.broken = False
+        self.calls: dict[int, RoutedCall] = {}
+        self._router = router
+        self.lane = router.source.make_lane(worker, router.name, self)
+
+    @property
+    def load(self) -> float:
+        """How full this router has made the worker: 0.0 for idle."""
+        return len(self.calls) / self.worker.capacity
+
+    def on_message(self, message: Any) -> None:
+        """See LaneListener."""
+        self._router.on_message(self, message)
+
+    def on_progress(self) -> None:
+        """See LaneListener."""
+        self._router.pump()
+
+    def on_broken(self, error: BaseException) -> None:
+        """See LaneListener."""
+        self._router.on_broken(self, error)
+
+
+class Router:
+    """Calls of this process to one pool."""
+
+    def __init__(
+        self, key: PoolKey, label: str, options: Options, source: PoolSource, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.key = key
+        self.name = f"{os.getpid()}-{os.urandom(4).hex()}"
+        self.source = source
+        self._label = label
+        self._loop = loop
+        self._max_pending = options.max_pending
+        self._max_pending_bytes = options.max_pending_mb * 1024 * 1024
+        self._lock = threading.Lock()
+        self._queued = 0
+        self._queued_bytes = 0
+        self._space: list[concurrent.futures.Future[None]] = []
+        self._arrivals: deque[Callable[[], None]] = deque()
+        self._woken = False
+        self._pending: deque[RoutedCall] = deque()
+        self._backing_off = 0
+        self._live: dict[int, RoutedCall] = {}
+        self._links: dict[str, Link] = {}
+        self._view: PoolView | None = None
+        self._closed: GWorkerError | None = None
+        self._reported = Demand(0, 0)
+        self._finished_lately = False
+        self._report_timer: asyncio.TimerHandle | None = None
+        self._explain_timer: asyncio.TimerHandle | None = None
+        self._ready_waiters: list[concurrent.futures.Future[None]] = []
+        self._watcher: concurrent.futures.Future[None] = asyncio.run_coroutine_threadsafe(self._watch(), loop)
+
+    # --- from any thread ------------------------------------------------------------------------------------------
+
+    def submit(self, call: RoutedCall) -> None:
+        """Accept a call. Raises QueueFull at once when as many, or as many bytes, wait here as may."""
+        with self._lock:
+            if self._closed is not None:
+                raise self._closed
+            if self._queued >= self._max_pending:
+                raise QueueFull(
+                    f"{self._label}: {self._queued} calls already wait in this process (max_pending={self._max_pending}). "
+                    "Slow down, use .map (which waits for room), or raise max_pending."
+                )
+            if self._queued and self._queued_bytes + call.nbytes > self._max_pending_bytes:
+                raise QueueFull(
+                    f"{self._label}: calls of {self._queued_bytes / 2**20:.0f} MiB already wait in this process "
+                    f"(max_pending_mb={self._max_pending_bytes // 2**20}). Slow down, use .map, or raise max_pending_mb."
+                )
+            self._count_in(call)
+        self._soon(lambda: self._accept(call))
+
+    def cancel(self, call: RoutedCall) -> None:
+        """Nobody waits for this call any more. It ends with CallCancelled, unless it has ended already."""
+        self._soon(lambda: self._end(call, CallCancelled(f"{call.label} was cancelled by its caller"), tell=True))
+
+    def grant(self, call: RoutedCall, count: int) -> None:
+        """The consumer of a stream has room for `count` more items."""
+
+        def send() -> None:
+            if call.link is not None and not call.done:
+                call.link.lane.send(Credit(call.number, count))
+
+        self._soon(send)
+
+    def when_space(self) -> concurrent.futures.Future[None]:
+        """Ends when a call has left the queue; for those that would rather wait than meet QueueFull."""
+        space: concurrent.futures.Future[None] = concurrent.futures.Future()
+        with self._lock:
+            if self._queued == 0 or self._closed is not None:
+                space.set_result(None)
+            else:
+                self._space.append(space)
+        return space
+
+    def waiting_for(self) -> str:
+        """What queued calls wait for, in words; empty when workers serve."""
+        view = self._view
+        if view is None:
+            return "the controller's first answer"
+        return "" if any(link.ready for link in self._links.values()) else view.waiting_for
+
+    def when_ready(self) -> concurrent.futures.Future[None]:
+        """Ends when a worker serves; raises the pool's failure when there is no hope of one."""
+        ready: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def check() -> None:
+            self._ready_waiters.append(ready)
+            self._tell_ready_waiters()
+
+        self._soon(check)
+        return ready
+
+    def _tell_ready_waiters(self) -> None:
+        failure = self._closed or (self._view.failure if self._view is not None else None)
+        if not self._has_ready_links() and failure is None:
+            return
+        waiters, self._ready_waiters = self._ready_waiters, []
+        for waiter in waiters:
+            if self._has_ready_links():
+                waiter.set_result(None)
+            elif failure is not None:
+                waiter.set_exception(failure)
+
+    @property
+    def unfinished(self) -> int:
+        """Calls that have been accepted and have not ended."""
+        return len(self._live) + len(self._arrivals)
+
+    def close(self, reason: GWorkerError) -> None:
+        """End every call with `reason`, and every later one too."""
+        with self._lock:
+            self._closed = reason
+        self._soon(self._close)
+
+    def _soon(self, action: Callable[[], None]) -> None:
+        # One wake-up of the loop for all that threads hand over meanwhile.
+        self._arrivals.append(action)
+        with self._lock:
+            if self._woken:
+                return
+            self._woken = True
+        self._loop.call_soon_threadsafe(self._handle_arrivals)
+
+    def _handle_arrivals(self) -> None:
+        with self._lock:
+            self._woken = False
+        while self._arrivals:
+            self._arrivals.popleft()()
+        self.pump()
+
+    # --- the queue ------------------------------------------------------------------------------------------------
+
+    def _count_in(self, call: RoutedCall) -> None:
+        call.queued = True
+        self._queued += 1
+        self._queued_bytes += call.nbytes
+
+    def _count_out(self, call: RoutedCall) -> None:
+        with self._lock:
+            if not call.queued:
+                return
+            call.queued = False
+            self._queued -= 1
+            self._queued_bytes -= call.nbytes
+            space, self._space = self._space, []
+        for waiter in space:
+            waiter.set_result(None)
+
+    def _accept(self, call: RoutedCall) -> None:
+        if self._closed is not None:
+            self._live[call.number] = call
+            self._end(call, self._closed)
+            return
+        if self._view is not None and self._view.failure is not None and not self._has_ready_links():
+            self._live[call.number] = call
+            self._end(call, self._view.failure)
+            return
+        self._live[call.number] = call
+        if call.deadline is not None:
+            left = max(0.0, call.deadline - clock.now())
+            call.timer = self._loop.call_later(left, self._pass_deadline, call)
+        self._pending.append(call)
+
+    def _requeue(self, calls: list[RoutedCall]) -> None:
+        """Put calls back at the head, in the order they came in."""
+        with self._lock:
+            for call in calls:
+                if not call.queued:
+                    self._count_in(call)
+        for call in calls:
+            call.link = None
+            call.started = False
+        self._pending.extendleft(sorted(calls, key=lambda c: -c.number))
+
+    def pump(self) -> None:
+        """Send what can be sent, say what waits, report the demand."""
+        while self._pending:
+            if self._pending[0].done:
+                self._pending.popleft()
+                continue
+            link = self._choose()
+            if link is None:
+                break
+            self._send(link, self._pending.popleft())
+        waiting = len(self._pending)
+        for link in self._links.values():
+            if link.ready and not link.broken:
+                link.lane.want(waiting)
+        self._report()
+        if waiting and self._explain_timer is None:
+            self._explain_timer = self._loop.call_later(EXPLAIN_AFTER_S, self._explain)
+
+    def _choose(self) -> Link | None:
+        """The least loaded worker that has room for us."""
+        best: Link | None = None
+        for link in self._links.values():
+            if link.ready and not link.broken and link.lane.available() > 0 and (best is None or link.load < best.load):
+                best = link
+        return best
+
+    def _has_ready_links(self) -> bool:
+        return any(link.ready and not link.broken for link in self._links.values())
+
+    def _send(self, link: Link, call: RoutedCall) -> None:
+        self._count_out(call)
+        call.link = link
+        call.sent_at = clock.now()
+        call.reached_worker = True
+        call.started = not link.lane.vouches_for_starts
+        link.calls[call.number] = call
+        link.lane.send(call.message())
+
+    # --- what workers say -----------------------------------------------------------------------------------------
+
+    def on_message(self, link: Link, message: Any) -> None:
+        """Handle a message of a worker."""
+        call = link.calls.get(message.call_id)
+        if call is None or call.done:
+            return
+        if isinstance(message, Returned):
+            self._finish(call)
+            call.sink.returned(message.result)
+        elif isinstance(message, Item):
+            call.items += 1
+            call.sink.item(message.item)
+        elif isinstance(message, Ended):
+            self._finish(call)
+            call.sink.ended()
+        elif isinstance(message, Raised):
+            self._failed(link, call, message)
+        elif isinstance(message, Started):
+            call.started = True
+        elif isinstance(message, Busy):
+            del link.calls[call.number]
+            self._requeue([call])
+
+    def _failed(self, link: Link, call: RoutedCall, message: Raised) -> None:
+        error = unpack_exception(message.failure)
+        is_deadline = isinstance(error, DeadlineExceeded) and error.limit == "deadline_s"
+        if is_deadline or not call.may_retry() or not call.retries.matches(error):
+            self._end(call, error)
+            return
+        del link.calls[call.number]
+        delay_s = call.retries.delay_s(call.attempt)
+        self._next_attempt(call)
+        if message.batch_size > 1:
+            # In halves, so that the one input that spoils its batch ends up alone.
+            half = (message.batch_size + 1) // 2
+            call.batch_cap = min(call.batch_cap or half, half)
+        elif call.batch_cap:
+            call.batch_cap = 1
+        self._backing_off += 1
+        self._loop.call_later(delay_s, self._retry, call)
+
+    def _next_attempt(self, call: RoutedCall) -> None:
+        log.info("%s: attempt %d failed, another follows (call %s)", call.label, call.attempt, call.id)
+        call.attempt += 1
+        call.link = None
+
+    def _retry(self, call: RoutedCall) -> None:
+        self._backing_off -= 1
+        if not call.done:
+            self._requeue([call])
+            self.pump()
+
+    def on_broken(self, link: Link, error: BaseException) -> None:
+        """A worker is gone: settle each call that was there."""
+        link.broken = True
+        self._links.pop(link.worker.id, None)
+        calls, link.calls = list(link.calls.values()), {}
+        again: list[RoutedCall] = []
+        for call in calls:
+            if not call.started:
+                again.append(call)
+            elif call.may_retry():
+                self._next_attempt(call)
+                again.append(call)
+            else:
+                reason = death_reason(error)
+                self._end(
+                    call,
+                    WorkerLost(
+                        f"the worker {link.worker.id} died while it had {call.label} (attempt {call.attempt}), which may "
+                        f"have started: {reason}. It was not run again because retries do not allow it."
+                    ),
+                )
+        self._requeue(again)
+        self.pump()
+
+    # --- ends -----------------------------------------------------------------------------------------------------
+
+    def _finish(self, call: RoutedCall) -> None:
+        call.done = True
+        self._finished_lately = True
+        self._live.pop(call.number, None)
+        self._count_out(call)
+        if call.timer is not None:
+            call.timer.cancel()
+        if call.link is not None:
+            call.link.calls.pop(call.number, None)
+
+    def _end(self, call: RoutedCall, error: BaseException, *, tell: bool = False) -> None:
+        if call.done:
+            return
+        link = call.link
+        if tell and link is not None and not link.broken:
+            link.lane.send(Cancel(call.number))
+        self._finish(call)
+        call.sink.raised(error)
+
+    def _pass_deadline(self, call: RoutedCall) -> None:
+        now = clock.now()
+        total_s = now - call.submitted_at
+        if call.link is not None:
+            where = f"{call.sent_at - call.submitted_at:.3g} s queued, {now - call.sent_at:.3g} s in a worker"
+            error: GWorkerError = DeadlineExceeded(
+                f"{call.label} passed its deadline_s after {total_s:.3g} s: {where} (attempt {call.attempt})",
+                limit="deadline_s",
+                where="worker",
+            )
+        elif not call.reached_worker and not self._has_ready_links():
+            error = PoolUnavailable(
+                f"{call.label} passed its deadline_s after {total_s:.3g} s without a worker: {self.waiting_for()}"
+            )
+        else:
+            error = DeadlineExceeded(
+                f"{call.label} passed its deadline_s after {total_s:.3g} s in the queue: every worker was busy",
+                limit="deadline_s",
+                where="queue",
+            )
+        self._end(call, error, tell=True)
+        self.pump()
+
+    def _fail_all(self, error: GWorkerError) -> None:
+        for call in list(self._live.values()):
+            if call.link is None:
+                self._end(call, error)
+
+    def _close(self) -> None:
+        assert self._closed is not None
+        self._watcher.cancel()
+        for call in list(self._live.values()):
+            self._end(call, self._closed, tell=True)
+        for link in self._links.values():
+            link.lane.close()
+        self._links.clear()
+        self._pending.clear()
+        self._tell_ready_waiters()
+        for timer in (self._report_timer, self._explain_timer):
+            if timer is not None:
+                timer.cancel()
+
+    # --- the pool -------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        version = -1
+        while self._closed is None:
+            try:
+                view = await self.source.watch(self.key, version)
+            except Exception as error:
+                self.close(
+                    error
+                    if isinstance(error, GWorkerError)
+                    else PoolUnavailable(f"{self._label}: the app's controller is gone: {death_reason(error)}")
+                )
+                return
+            version = view.version
+            self._see(view)
+
+    def _see(self, view: PoolView) -> None:
+        self._view = view
+        if view.notice and view.notice not in _noticed:
+            _noticed.add(view.notice)
+            log.warning("%s", view.notice)
+        seen = {worker.id: worker for worker in view.workers}
+        for link in list(self._links.values()):
+            now_seen = seen.get(link.worker.id)
+            link.ready = now_seen is not None and now_seen.ready
+            if now_seen is None and not link.calls:
+                link.lane.close()
+                del self._links[link.worker.id]
+        for worker in view.workers:
+            if worker.ready and worker.id not in self._links:
+                self._links[worker.id] = Link(self, worker)
+        if view.failure is not None and not self._has_ready_links():
+            self._fail_all(view.failure)
+        self._tell_ready_waiters()
+        self.pump()
+
+    def _demand(self) -> Demand:
+        queued = len(self._pending) + self._backing_off
+        running = max(0, len(self._live) - queued)
+        return Demand(queued, running or int(self._finished_lately))
+
+    def _report(self) -> None:
+        """Tell the controller the demand: at once when calls find no worker, else once a period while there is any."""
+        if self._pending and not self._reported.queued and not self._has_ready_links():
+            self._send_report()
+        elif self._report_timer is None and (self._live or self._finished_lately or self._reported != Demand(0, 0)):
+            self._report_timer = self._loop.call_later(DEMAND_PERIOD_S, self._send_report)
+
+    def _send_report(self) -> None:
+        self._reported = self._demand()
+        self._finished_lately = False
+        self.source.report(self.name, self.key, self._reported)
+        if self._report_timer is not None:
+            self._report_timer.cancel()
+            self._report_timer = None
+        if self._reported != Demand(0, 0):
+            self._report_timer = self._loop.call_later(DEMAND_PERIOD_S, self._send_report)
+
+    def _explain(self) -> None:
+        self._explain_timer = None
+        waiting = [c for c in self._pending if not c.done]
+        if waiting and not self._has_ready_links():
+            longest = clock.now() - min(c.submitted_at for c in waiting)
+            log.warning("%s: %d calls wait, %.0f s so far: %s", self._label, len(waiting), longest, self.waiting_for())
+            self._explain_timer = self._loop.call_later(6 * EXPLAIN_AFTER_S, self._explain)
+
+
+def death_reason(error: BaseException) -> str:
+    """The line of Ray's message that says how a process ended, without its pages of advice."""
+    text = str(error).strip() or type(error).__name__
+    for line in text.splitlines():
+        if "The actor is dead because" in line or "exit detail" in line.lower():
+            return line.strip().split(". Some common causes")[0]
+    return text.splitlines()[0]
+
+
+def ray_lane(loop: asyncio.AbstractEventLoop, worker: WorkerView, router: str, link: Link) -> Lane:
+    """The lane over actor calls to `worker`."""
+    return RayLane(loop, worker.actor, router, worker.capacity, link)

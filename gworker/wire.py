@@ -1,0 +1,315 @@
+"""What travels between a router and a worker: values, exceptions, and the messages that carry them.
+
+Values are pickled once, by the side that owns them, with large buffers out of band; they are unpickled once, by the
+thread that needs them, so that no user code runs on a loop that carries traffic. Both directions of a lane carry
+sequences of the messages below. `docs/architecture.md` draws the exchange.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import io
+import pickle
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import cloudpickle
+
+from gworker.errors import RemoteError, RemoteTraceback
+
+# Below this size a buffer is cheaper inside the pickle than as an object of its own.
+INLINE_BUFFER_BYTES = 4096
+
+
+class Payload:
+    """A pickled value: the pickle itself, and the buffers (arrays, tensors) it left out of band."""
+
+    __slots__ = ("buffers", "data")
+
+    def __init__(self, data: bytes, buffers: Sequence[Any] = ()) -> None:
+        self.data = data
+        self.buffers = buffers
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the value on the wire, in bytes."""
+        return len(self.data) + sum(memoryview(b).nbytes for b in self.buffers)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        if not self.buffers:
+            return (Payload, (self.data,))
+        return (Payload, (self.data, [pickle.PickleBuffer(b) for b in self.buffers]))
+
+
+def _rebuild_tensor(buffer: Any, dtype: str, shape: tuple[int, ...]) -> Any:
+    import torch
+
+    kind: torch.dtype = getattr(torch, dtype)
+    if memoryview(buffer).nbytes == 0:
+        return torch.empty(shape, dtype=kind)
+    return torch.frombuffer(buffer, dtype=kind).reshape(shape)
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships no types
+    """cloudpickle, and torch tensors as one buffer each: torch's own reduction copies them into the pickle."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        torch = sys.modules.get("torch")
+        if torch is not None and type(obj) is torch.Tensor and obj.layout == torch.strided and not obj.is_quantized:
+            tensor = obj.detach().resolve_conj().resolve_neg().cpu().contiguous()
+            # Through uint8, because numpy knows no bfloat16.
+            raw = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else tensor.reshape(-1).numpy()
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            buffer = pickle.PickleBuffer(raw) if tensor.numel() else b""
+            return _rebuild_tensor, (buffer, dtype, tuple(tensor.shape))
+        return super().reducer_override(obj)
+
+
+def pack(value: Any) -> Payload:
+    """Pickle `value` with its large buffers out of band.
+
+    Classes and functions of importable modules travel by reference, those of `__main__` and of notebooks by value.
+    Raises whatever pickling raises.
+    """
+    buffers: list[memoryview] = []
+
+    def keep_out(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            view = buffer.raw()
+        except BufferError:  # not contiguous: the pickle copies it
+            return True
+        if view.nbytes < INLINE_BUFFER_BYTES:
+            return True
+        buffers.append(view)
+        return False
+
+    if type(value) in _PLAIN:
+        return Payload(pickle.dumps(value, protocol=5))
+    file = io.BytesIO()
+    _Pickler(file, protocol=5, buffer_callback=keep_out).dump(value)
+    return Payload(file.getvalue(), buffers)
+
+
+_PLAIN = frozenset((type(None), bool, int, float, str, bytes))
+
+
+def unpack(payload: Payload) -> Any:
+    """The value again. Its arrays are writable and belong to the caller: read-only buffers are copied."""
+    if not payload.buffers:
+        return pickle.loads(payload.data)
+    return pickle.loads(payload.data, buffers=[_own(b) for b in payload.buffers])
+
+
+def _own(buffer: Any) -> Any:
+    # Always a copy: within one process the sender may still hold the memory, and Ray's object store is read-only.
+    return bytearray(buffer)
+
+
+def encode(bundle: Up | Down) -> bytes | tuple[bytes, list[pickle.PickleBuffer]]:
+    """A bundle as one pickle, and the large buffers of its payloads beside it where there are any."""
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(bundle, protocol=5, buffer_callback=buffers.append)
+    return (data, buffers) if buffers else data
+
+
+def decode(encoded: bytes | tuple[bytes, Sequence[Any]]) -> Any:
+    """The bundle that `encode` was given."""
+    if isinstance(encoded, bytes):
+        return pickle.loads(encoded)
+    data, buffers = encoded
+    return pickle.loads(data, buffers=buffers)
+
+
+# --- exceptions --------------------------------------------------------------------------------------------------
+
+# Raised as they are in a caller, these would end its loops, its tasks or its process instead of reporting a failure.
+_CONTROL_FLOW = (
+    StopIteration,
+    StopAsyncIteration,
+    asyncio.CancelledError,
+    concurrent.futures.CancelledError,
+)
+
+
+class Failure(NamedTuple):
+    """An exception on its way to a caller. `pickled` is None where it cannot, or must not, be raised as it is."""
+
+    pickled: Payload | None
+    type_name: str
+    message: str
+    traceback: str
+    mro: tuple[str, ...]
+
+
+def pack_exception(error: BaseException) -> Failure:
+    """Describe `error` so that the caller can raise it, or read what it was.
+
+    An exception that does not survive pickling both ways, and one that would change the caller's control flow, is
+    sent as text and arrives as `RemoteError`.
+    """
+    pickled: Payload | None = None
+    if isinstance(error, Exception) and not isinstance(error, _CONTROL_FLOW):
+        try:
+            candidate = pack(error)
+            again = unpack(candidate)
+            if type(again) is type(error):
+                pickled = candidate
+        except BaseException:  # user code: __reduce__ and __init__ may raise anything
+            pickled = None
+    try:
+        message = str(error)
+    except BaseException as nested:
+        message = f"<{type(nested).__name__} from its own __str__>"
+    try:
+        text = "".join(traceback.format_exception(error))
+    except BaseException:
+        text = f"{type(error).__qualname__}: {message}\n"
+    return Failure(
+        pickled=pickled,
+        type_name=type(error).__qualname__,
+        message=message,
+        traceback=text,
+        mro=tuple(f"{c.__module__}.{c.__qualname__}" for c in type(error).__mro__),
+    )
+
+
+def unpack_exception(failure: Failure) -> BaseException:
+    """The exception to raise in the caller, with the worker's traceback as its `__cause__`."""
+    error: BaseException | None = None
+    if failure.pickled is not None:
+        try:
+            error = unpack(failure.pickled)
+        except BaseException:  # the caller lacks what the worker had
+            error = None
+    if not isinstance(error, Exception):
+        error = RemoteError(failure.type_name, failure.message, failure.traceback, failure.mro)
+    error.__cause__ = RemoteTraceback(failure.traceback)
+    return error
+
+
+# --- messages ----------------------------------------------------------------------------------------------------
+
+
+class Submit(NamedTuple):
+    """Router to worker: run this input. `call_id` is the router's own number, `name` the public id of the call."""
+
+    call_id: int
+    name: str
+    method: str
+    arguments: Payload
+    parameters: Payload | None
+    parameters_key: Any
+    attempt: int
+    deadline_left_s: float | None
+    timeout_s: float | None
+    batch_cap: int
+    credit: int
+
+
+class Cancel(NamedTuple):
+    """Router to worker: nobody waits for this input any more."""
+
+    call_id: int
+
+
+class Credit(NamedTuple):
+    """Router to worker: the consumer of this stream has room for `count` more items."""
+
+    call_id: int
+    count: int
+
+
+class Started(NamedTuple):
+    """Worker to router: a staged input began to run."""
+
+    call_id: int
+
+
+class Busy(NamedTuple):
+    """Worker to router: not taken in, never started; keep it or send it elsewhere."""
+
+    call_id: int
+
+
+class Returned(NamedTuple):
+    """Worker to router: the result. `queued_s` and `run_s` say where the time in the worker went."""
+
+    call_id: int
+    result: Payload
+    queued_s: float
+    run_s: float
+
+
+class Raised(NamedTuple):
+    """Worker to router: the input failed, alone or in a batch of `batch_size` inputs."""
+
+    call_id: int
+    failure: Failure
+    batch_size: int
+
+
+class Item(NamedTuple):
+    """Worker to router: the next item of a stream."""
+
+    call_id: int
+    item: Payload
+
+
+class Ended(NamedTuple):
+    """Worker to router: a stream is complete."""
+
+    call_id: int
+
+
+class Up(NamedTuple):
+    """One bundle from a router, numbered from 0. `waiting` is how many more inputs the router would send if it could.
+
+    `acknowledged` is the last of the worker's bundles that the router has handled, -1 before the first.
+    `stages` says that the lane delivers start reports before the start, so that inputs may be staged behind others.
+    """
+
+    session: str
+    sequence: int
+    acknowledged: int
+    waiting: int
+    stages: bool
+    messages: tuple[Submit | Cancel | Credit, ...]
+
+
+class Down(NamedTuple):
+    """One bundle from a worker, numbered from 0. `room` is what the worker still takes from this router.
+
+    It counts everything up to the router's bundle `acknowledged` as received. A worker that drains asks for one more
+    bundle in return, so that it knows its last results have arrived before it goes.
+    """
+
+    sequence: int
+    acknowledged: int
+    room: int
+    draining: bool
+    messages: tuple[Started | Busy | Returned | Raised | Item | Ended, ...]
+
+
+class InOrder:
+    """Puts numbered bundles back into order: a transport may deliver one before its predecessor."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._early: dict[int, Any] = {}
+
+    def feed(self, sequence: int, bundle: Any) -> list[Any]:
+        """The bundles that can be handled now that `bundle` has come, in order."""
+        self._early[sequence] = bundle
+        ready = []
+        while self._next in self._early:
+            ready.append(self._early.pop(self._next))
+            self._next += 1
+        return ready
+
+    @property
+    def last(self) -> int:
+        """Number of the last bundle handed out, -1 before the first."""
+        return self._next - 1

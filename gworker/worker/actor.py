@@ -1,0 +1,295 @@
+"""The Ray actor that is a worker: a thin shell that connects the ray lane and the controller to the engine.
+
+1. The controller creates it, calls `start` (load the class, run the on_enter hooks) and keeps a `watch` call open.
+2. Routers `exchange` bundles with it. Each exchange is answered when there is something to say, so that one is always
+   open while inputs are in the worker: results, items and start reports leave as they come, many to a bundle.
+3. The controller `probe`s it in a concurrency group of its own, and `drain`s it before it is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import traceback
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from gworker import clock, context
+from gworker.probe import Probe, Verdict, verdict_of
+from gworker.spec import ClassSpec
+from gworker.wire import Payload, Up, decode, encode, unpack
+from gworker.worker.engine import Engine
+from gworker.worker.lifecycle import Instance
+from gworker.worker.session import Session
+from gworker.worker.threads import UserThreads, run_on_own_thread
+
+log = logging.getLogger("gworker.worker")
+
+# A worker answers an exchange after this long even when it has nothing to say; the router opens the next one.
+EXCHANGE_S = 3.0
+# A router with inputs here that has not been heard of for this long is gone, and its inputs are cancelled.
+LEASE_S = 10.0
+# A session that holds nothing is forgotten after this long.
+FORGET_S = 120.0
+# Open exchanges of one router. At this many the oldest is answered, so that the router can always send.
+MAX_OPEN_EXCHANGES = 3
+
+
+@dataclass(frozen=True)
+class WorkerBoot:
+    """What a worker is made from. `cls` is the packed decorated class, `worker_values` its worker-scoped values."""
+
+    app_name: str
+    pool: Any
+    worker_id: str
+    cls: Payload
+    worker_values: Payload
+    controller: Any
+
+
+@dataclass(frozen=True)
+class StartReport:
+    """What became of a start. `error` is the traceback of what `on_enter`, or loading the class, raised."""
+
+    pid: int
+    node_id: str
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """A probe's verdict, how long it took, and whether an input finished successfully since the last one."""
+
+    verdict: Verdict
+    latency_s: float
+    progressed: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class WorkerStats:
+    """A worker's counters. `batches` maps each batched method to its number of batches and the inputs in them."""
+
+    held: int
+    inputs: int
+    succeeded: int
+    failed: int
+    batches: dict[str, tuple[int, int]]
+
+
+class _Line:
+    """A session and its open exchanges: the worker's end of the ray lane."""
+
+    def __init__(self, name: str, engine: Engine) -> None:
+        self.session = Session(name, engine, self._schedule)
+        self.open: deque[asyncio.Future[Any]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._scheduled = False
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self.session.has_news:
+            self.answer_oldest()
+
+    def answer_oldest(self) -> None:
+        while self.open:
+            exchange = self.open.popleft()
+            if not exchange.done():
+                exchange.set_result(encode(self.session.take()))
+                return
+
+    async def exchange(self, bundle: Up) -> Any:
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        self.open.append(answer)
+        self.session.receive(bundle)
+        if self.session.has_news:
+            self._schedule()
+        elif len(self.open) >= MAX_OPEN_EXCHANGES:
+            self.answer_oldest()
+        expiry = self._loop.call_later(EXCHANGE_S, self._expire, answer)
+        try:
+            return await answer
+        finally:
+            expiry.cancel()
+
+    def _expire(self, answer: asyncio.Future[Any]) -> None:
+        if not answer.done():
+            self.open.remove(answer)
+            answer.set_result(encode(self.session.take()))
+
+
+class WorkerActor:
+    """One worker process. Made a Ray actor by `actor_class`."""
+
+    def __init__(self, boot: WorkerBoot) -> None:
+        self._boot = boot
+        self._lines: dict[str, _Line] = {}
+        self._troubles: list[tuple[str, str]] = []
+        self._troubled: asyncio.Event | None = None
+        self._engine: Engine | None = None
+        self._instance: Instance | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._probes_running: dict[str, concurrent.futures.Future[Any]] = {}
+        self._succeeded_at_probe: dict[str, int] = {}
+        self._lease_keeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> StartReport:
+        """Load the class, make its instance, run on_enter. Never raises what user code raises: it reports it."""
+        self._loop = asyncio.get_running_loop()
+        self._troubled = asyncio.Event()
+        pid, node_id = os.getpid(), ray.get_runtime_context().get_node_id()
+        try:
+            loader = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="gworker-load")
+            spec, values = await self._loop.run_in_executor(loader, self._load)
+            loader.shutdown(wait=False)
+            threads = UserThreads(spec.max_inputs)
+            self._become_worker(spec, threads)
+            self._instance = Instance(spec, values, threads)
+            await self._instance.enter()
+        except BaseException as error:
+            log.error("starting %s failed", self._boot.pool, exc_info=error)
+            return StartReport(pid, node_id, "".join(traceback.format_exception(error)))
+        self._engine = Engine(spec, self._instance, self._trouble)
+        self._lease_keeper = self._loop.create_task(self._keep_leases())
+        return StartReport(pid, node_id)
+
+    def _load(self) -> tuple[ClassSpec, dict[str, Any]]:
+        context.become_worker(
+            context.WorkerProcess(self._boot.app_name, self._boot.pool, self._boot.controller, False, 0)
+        )
+        return unpack(self._boot.cls).spec, unpack(self._boot.worker_values)
+
+    def _become_worker(self, spec: ClassSpec, threads: UserThreads) -> None:
+        uses_loop = any(m.is_async for m in spec.methods.values()) or any(
+            h.is_async for h in (*spec.enter_hooks, *spec.exit_hooks)
+        )
+        context.become_worker(
+            context.WorkerProcess(
+                app_name=self._boot.app_name,
+                pool=self._boot.pool,
+                controller=self._boot.controller,
+                serves_one_call_at_a_time=not spec.concurrent or spec.max_inputs == 1,
+                max_workers=spec.options.max_workers,
+                user_loop=threads.user_loop.loop if uses_loop else None,
+            )
+        )
+
+    async def exchange(self, bundle: Any) -> Any:
+        """The ray lane: take a router's bundle, answer with the next bundle for it when there is one."""
+        up: Up = decode(bundle)
+        line = self._lines.get(up.session)
+        if line is None:
+            assert self._engine is not None, "a router found a worker that has not started"
+            line = self._lines[up.session] = _Line(up.session, self._engine)
+            self._engine.sessions[up.session] = line.session
+        return await line.exchange(up)
+
+    async def watch(self) -> list[tuple[str, str]]:
+        """Wait for trouble the worker sees in itself: (kind, reason) pairs. The call fails when the process dies."""
+        assert self._troubled is not None
+        await self._troubled.wait()
+        self._troubled.clear()
+        troubles, self._troubles = self._troubles, []
+        return troubles
+
+    def _trouble(self, kind: str, reason: str) -> None:
+        assert self._troubled is not None
+        self._troubles.append((kind, reason))
+        self._troubled.set()
+
+    async def _keep_leases(self) -> None:
+        assert self._engine is not None
+        while True:
+            await asyncio.sleep(LEASE_S / 5)
+            now = clock.now()
+            for name, line in list(self._lines.items()):
+                silent = 0.0 if line.open else now - line.session.last_heard
+                if silent > LEASE_S and line.session.inputs:
+                    log.warning("caller %s has gone: its %d calls are cancelled", name, len(line.session.inputs))
+                    line.session.close()
+                if silent > FORGET_S and not line.session.inputs:
+                    del self._lines[name], self._engine.sessions[name]
+
+    @ray.method(concurrency_group="control")
+    async def probe(self, probe: Probe) -> ProbeReport:
+        """Run a probe beside the inputs: a sync method on a thread of its own, an async one on the user loop."""
+        assert self._engine is not None and self._instance is not None
+        started = clock.now()
+        progressed = self._engine.counters.succeeded > self._succeeded_at_probe.get(probe.method, -1)
+        self._succeeded_at_probe[probe.method] = self._engine.counters.succeeded
+        run = self._probes_running.get(probe.method)
+        if run is None or run.done():
+            method = getattr(self._instance.target(None), probe.method)
+            if self._instance.spec.methods[probe.method].is_async:
+                run = self._instance.threads.user_loop.spawn(method())
+            else:
+                run = run_on_own_thread(method, f"gworker-probe-{probe.method}")
+            self._probes_running[probe.method] = run
+        done, _ = await asyncio.wait([asyncio.wrap_future(run)], timeout=probe.timeout_s)
+        latency_s = clock.now() - started
+        if not done:
+            reason = f"no answer within {probe.timeout_s:g} s"
+            return ProbeReport(Verdict.TIMED_OUT, latency_s, progressed, reason)
+        (finished,) = done
+        if finished.cancelled() or (error := finished.exception()) is not None:
+            reason = "cancelled" if finished.cancelled() else f"raised {type(error).__name__}: {error}"
+            return ProbeReport(Verdict.FAILED, latency_s, progressed, reason)
+        result = finished.result()
+        verdict = verdict_of(result)
+        return ProbeReport(verdict, latency_s, progressed, "" if verdict is Verdict.PASSED else f"returned {result!r}")
+
+    @ray.method(concurrency_group="control")
+    async def drain(self, grace_s: float) -> list[str]:
+        """Finish what runs within `grace_s`, see the results delivered, run on_exit. Then the process may be killed."""
+        if self._loop is None or self._instance is None:
+            return []
+        future = asyncio.run_coroutine_threadsafe(self._drain(grace_s), self._loop)
+        return await asyncio.wrap_future(future)
+
+    async def _drain(self, grace_s: float) -> list[str]:
+        assert self._instance is not None
+        problems: list[str] = []
+        if self._engine is not None:
+            if not await self._engine.drain(grace_s):
+                problems.append(f"{self._engine.held} inputs were still running after {grace_s:g} s")
+            # Results have left; wait for the routers to say that they have arrived. Bounded by Session.settled.
+            while not all(line.session.settled for line in self._lines.values()):
+                await asyncio.sleep(0.005)
+        return problems + await self._instance.leave()
+
+    @ray.method(concurrency_group="control")
+    async def stats(self) -> WorkerStats:
+        """The engine's counters."""
+        assert self._engine is not None
+        counters = self._engine.counters
+        return WorkerStats(
+            held=self._engine.held,
+            inputs=counters.inputs,
+            succeeded=counters.succeeded,
+            failed=counters.failed,
+            batches=dict(counters.batches),
+        )
+
+
+def create_worker(boot: WorkerBoot, resources: Mapping[str, Any]) -> Any:
+    """Ask Ray for a worker; returns its actor handle at once. `resources` are Ray actor options.
+
+    Ray counts each open exchange of each router against `max_concurrency`. It never restarts a worker by itself: a
+    restarted process would have lost its instance without anybody knowing.
+    """
+    return (
+        ray.remote(concurrency_groups={"control": 64})(WorkerActor)
+        .options(max_concurrency=10_000, max_restarts=0, max_task_retries=0, **resources)
+        .remote(boot)
+    )

@@ -1,0 +1,516 @@
+"""The engine: takes inputs in, decides which invocation starts when, and sees every input to its end.
+
+It runs on the loop that carries traffic; the user's code runs elsewhere (`execution`, `threads`). An input goes
+
+    submit -> held (a place of `Admission`) -> waiting -> running -> answered -> place free
+
+or is refused as busy. Without `@gw.concurrent` one invocation runs at a time; with it, plain inputs run as they come
+and each batched method has its own permits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from gworker import clock
+from gworker.context import CallContext
+from gworker.errors import CallCancelled, DeadlineExceeded
+from gworker.functions import MethodSpec
+from gworker.spec import ClassSpec
+from gworker.wire import Busy, Ended, Item, Payload, Raised, Returned, Started, Submit, pack_exception, unpack
+from gworker.worker import execution
+from gworker.worker.batcher import BatchQueue
+from gworker.worker.execution import Outcome, Work
+from gworker.worker.lifecycle import Instance
+from gworker.worker.session import Session
+from gworker.worker.slots import Admission
+from gworker.worker.streams import StreamGate
+
+log = logging.getLogger("gworker.worker")
+
+# How many inputs a worker stages behind a full house for lanes that report starts reliably.
+MAX_STAGED = 16
+# A synchronous execution is wedged when it overruns its time limit by as long again, and by this at least.
+WEDGED_AFTER_S = 5.0
+
+
+class Input:
+    """One call as this worker sees it. `answered` once its caller has, or needs, no more word of it."""
+
+    __slots__ = (
+        "answered",
+        "arrived",
+        "call",
+        "deadline",
+        "gate",
+        "held",
+        "method",
+        "run",
+        "session",
+        "started",
+        "timer",
+        "weight",
+    )
+
+    def __init__(self, session: Session, call: Submit, method: MethodSpec, now: float) -> None:
+        self.session = session
+        self.call = call
+        self.method = method
+        self.arrived = now
+        self.started = 0.0
+        self.deadline = None if call.deadline_left_s is None else now + call.deadline_left_s
+        self.timer: asyncio.TimerHandle | None = None
+        self.weight = 1.0
+        self.answered = False
+        self.held = False
+        self.run: Run | None = None
+        self.gate: StreamGate | None = StreamGate(call.credit) if method.is_generator else None
+
+    def context(self) -> CallContext:
+        """What `current_call()` shows of this input."""
+        return CallContext(self.call.name, self.call.attempt, self.deadline, self.method.name)
+
+
+class Run:
+    """One invocation in progress: its inputs, where it runs, and how to stop it."""
+
+    __slots__ = ("future", "inputs", "on_main", "timers", "work")
+
+    def __init__(self, inputs: list[Input], work: Work, on_main: bool) -> None:
+        self.inputs = inputs
+        self.work = work
+        self.on_main = on_main
+        self.timers: list[asyncio.TimerHandle] = []
+        self.future: concurrent.futures.Future[list[Outcome]] | None = None
+
+
+class Counters:
+    """What this engine has done since it started; reported in the worker's status."""
+
+    def __init__(self) -> None:
+        self.inputs = 0
+        self.succeeded = 0
+        self.failed = 0
+        self.batches: dict[str, tuple[int, int]] = {}
+
+    def count_batch(self, method: str, size: int) -> None:
+        """Add a batch of `size` inputs of `method`."""
+        batches, inputs = self.batches.get(method, (0, 0))
+        self.batches[method] = (batches + 1, inputs + size)
+
+
+class Engine:
+    """All inputs of one worker. Every method is called on the loop the engine was made on."""
+
+    def __init__(self, spec: ClassSpec, instance: Instance, on_trouble: Callable[[str, str], None]) -> None:
+        self.spec = spec
+        self.counters = Counters()
+        self.draining = False
+        self.sessions: dict[str, Session] = {}
+        self._instance = instance
+        self._on_trouble = on_trouble
+        self._loop = asyncio.get_running_loop()
+        self._admission = Admission(spec.max_inputs)
+        self._staged: deque[Input] = deque()
+        self._plain: deque[Input] = deque()
+        self._queues: dict[tuple[str, Any], BatchQueue[Input]] = {}
+        self._runs: set[Run] = set()
+        self._running_batches: dict[str, int] = {}
+        self._main_taken = False
+        self._pump_scheduled = False
+        self._window_timer: asyncio.TimerHandle | None = None
+        self._offer_timer: asyncio.TimerHandle | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._weighers = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="gworker-weigh")
+        self._batch_numbers = itertools.count(1)
+
+    # --- what callers ask ------------------------------------------------------------------------------------
+
+    def submit(self, session: Session, call: Submit) -> None:
+        """Take an input in, stage it, or refuse it as busy."""
+        now = clock.now()
+        method = self.spec.methods.get(call.method)
+        if method is None:
+            error = AttributeError(f"class {self.spec.name} has no method {call.method!r}")
+            session.send(Raised(call.call_id, pack_exception(error), 1))
+            return
+        if self.draining:
+            session.send(Busy(call.call_id))
+            return
+        given = Input(session, call, method, now)
+        if self._admission.take(session.name, now):
+            self._hold(given)
+        elif session.stages and len(self._staged) < MAX_STAGED:
+            session.inputs[call.call_id] = given
+            self._staged.append(given)
+        else:
+            session.send(Busy(call.call_id))
+            session.nudge()
+
+    def cancel(self, session: Session, call_id: int) -> None:
+        """Nobody waits for this input: drop it, stop it, or let its result go."""
+        given = session.inputs.get(call_id)
+        if given is not None and not given.answered:
+            self._answer(given, None)
+
+    def credit(self, session: Session, call_id: int, count: int) -> None:
+        """The consumer of a stream has room for more."""
+        given = session.inputs.get(call_id)
+        if given is not None and given.gate is not None:
+            given.gate.grant(count)
+
+    def caller_waits(self, session: str, count: int) -> None:
+        """A caller would send `count` more inputs."""
+        self._admission.wait(session, count)
+        self._offer_room()
+
+    def room_for(self, session: str) -> int:
+        """What the engine would take from this caller now."""
+        return 0 if self.draining else self._admission.room_for(session, clock.now())
+
+    @property
+    def held(self) -> int:
+        """Inputs gathered or running."""
+        return self._admission.held
+
+    async def drain(self, grace_s: float) -> bool:
+        """Refuse new inputs, give staged ones back, wait for the rest; False if some still run after `grace_s`."""
+        self.draining = True
+        while self._staged:
+            staged = self._staged.popleft()
+            if not staged.answered:
+                self._forget(staged)
+                staged.session.send(Busy(staged.call.call_id))
+        for session in self.sessions.values():
+            session.nudge()
+        try:
+            await asyncio.wait_for(self._idle.wait(), grace_s)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    # --- in ---------------------------------------------------------------------------------------------------
+
+    def _hold(self, given: Input) -> None:
+        given.held = True
+        given.session.inputs[given.call.call_id] = given
+        self.counters.inputs += 1
+        self._idle.clear()
+        if given.deadline is not None:
+            left = max(0.0, given.deadline - clock.now())
+            given.timer = self._loop.call_later(left, self._pass_deadline, given, "deadline_s")
+        batch = given.method.batch
+        if batch is None:
+            self._plain.append(given)
+            self._schedule_pump()
+        elif batch.weight is None:
+            self._enqueue(given)
+        else:
+            weighing = self._weighers.submit(_weigh, self._instance, given)
+            weighing.add_done_callback(lambda f: self._loop.call_soon_threadsafe(self._weighed, given, f.result()))
+
+    def _weighed(self, given: Input, weight: float | BaseException) -> None:
+        if isinstance(weight, BaseException):
+            self._answer(given, Raised(given.call.call_id, pack_exception(weight), 1))
+        elif not given.answered:
+            given.weight = weight
+            self._enqueue(given)
+
+    def _enqueue(self, given: Input) -> None:
+        key = (given.method.name, given.call.parameters_key)
+        queue = self._queues.get(key)
+        if queue is None:
+            assert given.method.batch is not None
+            queue = self._queues[key] = BatchQueue(given.method.batch)
+        queue.add(given, clock.now(), weight=given.weight, cap=given.call.batch_cap)
+        self._schedule_pump()
+
+    def _schedule_pump(self) -> None:
+        # Once a turn of the loop: what one bundle brings is seen together.
+        if not self._pump_scheduled:
+            self._pump_scheduled = True
+            self._loop.call_soon(self._pump)
+
+    # --- choosing what starts ---------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        self._pump_scheduled = False
+        now = clock.now()
+        while (candidate := self._next(now)) is not None:
+            if isinstance(candidate, Input):
+                self._plain.popleft()
+                self._start([candidate])
+            else:
+                self._start(candidate.close())
+        self._arm_window(now)
+
+    def _next(self, now: float) -> Input | BatchQueue[Input] | None:
+        """The startable thing whose first input has waited longest: a plain input, or a queue with a batch ready."""
+        while self._plain and self._plain[0].answered:
+            self._plain.popleft()
+        best: Input | BatchQueue[Input] | None = None
+        best_arrival = float("inf")
+        if self._plain and self._may_start(self._plain[0].method):
+            best, best_arrival = self._plain[0], self._plain[0].arrived
+        for (name, _), queue in self._queues.items():
+            if queue.oldest < best_arrival and queue.ready_at() <= now and self._may_start(self.spec.methods[name]):
+                best, best_arrival = queue, queue.oldest
+        return best
+
+    def _may_start(self, method: MethodSpec) -> bool:
+        if not self.spec.concurrent:
+            return not self._runs
+        if self._needs_main(method) and self._main_taken:
+            return False
+        if method.batch is not None:
+            return self._running_batches.get(method.name, 0) < method.batch.max_concurrent_batches
+        return True
+
+    def _needs_main(self, method: MethodSpec) -> bool:
+        """Sync code of which only one invocation can run at a time keeps to the thread of the sync hooks."""
+        if method.is_async:
+            return False
+        if not self.spec.concurrent or self.spec.max_inputs == 1:
+            return True
+        return method.batch is not None and method.batch.max_concurrent_batches == 1
+
+    def _arm_window(self, now: float) -> None:
+        """Wake when the first window that is open, and whose batch could run, closes."""
+        if self._window_timer is not None:
+            self._window_timer.cancel()
+            self._window_timer = None
+        empty = [key for key, queue in self._queues.items() if not queue]
+        for key in empty:
+            del self._queues[key]
+        ready = [q.ready_at() for (name, _), q in self._queues.items() if self._may_start(self.spec.methods[name])]
+        if ready:
+            self._window_timer = self._loop.call_later(max(0.0, min(ready) - now), self._pump)
+
+    # --- running ----------------------------------------------------------------------------------------------
+
+    def _start(self, inputs: list[Input]) -> None:
+        method = inputs[0].method
+        contexts = [i.context() for i in inputs]
+        if method.batch is None:
+            context = contexts[0]
+        else:
+            deadlines = [c.deadline for c in contexts]
+            limits = [d for d in deadlines if d is not None]
+            context = CallContext(
+                id=f"batch-{next(self._batch_numbers)}",
+                attempt=max(c.attempt for c in contexts),
+                deadline=max(limits) if len(limits) == len(deadlines) else None,
+                method=method.name,
+                inputs=tuple(contexts),
+            )
+            self.counters.count_batch(method.name, len(inputs))
+            self._running_batches[method.name] = self._running_batches.get(method.name, 0) + 1
+        work = Work(
+            instance=self._instance,
+            method=method,
+            arguments=[i.call.arguments for i in inputs],
+            parameters=inputs[0].call.parameters,
+            context=context,
+            gate=inputs[0].gate,
+        )
+        run = Run(inputs, work, self._needs_main(method))
+        if method.is_generator:
+            work.emit = lambda item: self._loop.call_soon_threadsafe(self._emit, inputs[0], item)
+        self._main_taken = self._main_taken or run.on_main
+        self._runs.add(run)
+        now = clock.now()
+        for given in inputs:
+            given.started = now
+            given.run = run
+            if given.session.stages:
+                given.session.send(Started(given.call.call_id))
+        self._limit_execution(run)
+        self._launch(run)
+
+    def _launch(self, run: Run) -> None:
+        method = run.work.method
+        threads = self._instance.threads
+        if method.is_async:
+            run.future = threads.user_loop.spawn(_ASYNC_RUNNERS[_kind(method)](run.work))
+        else:
+            runner = _RUNNERS[_kind(method)]
+            run.future = (threads.on_main if run.on_main else threads.on_any)(runner, run.work)
+        run.future.add_done_callback(lambda f: self._loop.call_soon_threadsafe(self._finished, run, f))
+
+    def _limit_execution(self, run: Run) -> None:
+        longest = 0.0
+        for given in run.inputs:
+            if given.call.timeout_s is not None:
+                longest = max(longest, given.call.timeout_s)
+                run.timers.append(self._loop.call_later(given.call.timeout_s, self._pass_deadline, given, "timeout_s"))
+        if longest and not run.work.method.is_async:
+            wedged = longest + max(longest, WEDGED_AFTER_S)
+            run.timers.append(self._loop.call_later(wedged, self._report_wedged, run, longest))
+
+    def _report_wedged(self, run: Run, limit_s: float) -> None:
+        if run in self._runs:
+            reason = f"{run.work.label} is still running long after its timeout_s of {limit_s:g} s"
+            self._on_trouble("wedged", reason)
+
+    def _finished(self, run: Run, future: concurrent.futures.Future[list[Outcome]]) -> None:
+        self._runs.discard(run)
+        for timer in run.timers:
+            timer.cancel()
+        if run.on_main:
+            self._main_taken = False
+        name = run.work.method.name
+        if run.work.method.batch is not None:
+            self._running_batches[name] -= 1
+        if future.cancelled():
+            outcomes = [execution.failed(CallCancelled(f"{run.work.label} was cancelled"))] * len(run.inputs)
+        elif (error := future.exception()) is not None:
+            log.error("running %s failed inside gworker", run.work.label, exc_info=error)
+            outcomes = [execution.failed(error)] * len(run.inputs)
+        else:
+            outcomes = future.result()
+        now = clock.now()
+        for given, outcome in zip(run.inputs, outcomes, strict=True):
+            self._conclude(given, outcome, len(run.inputs), now)
+            self._leave(given)
+        for fatal in dict.fromkeys(o.fatal for o in outcomes if o.fatal):
+            self._on_trouble("fatal", fatal)
+        self._offer_room()
+        self._schedule_pump()
+
+    def _conclude(self, given: Input, outcome: Outcome, batch_size: int, now: float) -> None:
+        if outcome.failure is None:
+            self.counters.succeeded += 1
+        else:
+            self.counters.failed += 1
+        if given.answered:
+            return
+        call_id = given.call.call_id
+        if outcome.failure is not None:
+            self._answer(given, Raised(call_id, outcome.failure, batch_size))
+        elif outcome.result is None:
+            self._answer(given, Ended(call_id))
+        else:
+            waited, ran = given.started - given.arrived, now - given.started
+            self._answer(given, Returned(call_id, outcome.result, waited, ran))
+
+    def _emit(self, given: Input, item: Payload) -> None:
+        if not given.answered:
+            given.session.send(Item(given.call.call_id, item))
+
+    # --- out --------------------------------------------------------------------------------------------------
+
+    def _pass_deadline(self, given: Input, limit: str) -> None:
+        if given.answered:
+            return
+        call = given.call
+        now = clock.now()
+        label = f"{self.spec.name}.{call.method}"
+        if limit == "timeout_s":
+            text = f"{label} ran longer than its timeout_s of {call.timeout_s:g} s"
+        elif given.run is None:
+            text = f"{label} passed its deadline_s while it waited in the worker for {now - given.arrived:.3g} s"
+        else:
+            text = (
+                f"{label} passed its deadline_s while running: it waited {given.started - given.arrived:.3g} s in the "
+                f"worker and ran {now - given.started:.3g} s"
+            )
+        error = DeadlineExceeded(text, limit=limit, where="running" if given.run else "worker queue")
+        self._answer(given, Raised(call.call_id, pack_exception(error), 1))
+
+    def _answer(self, given: Input, message: Any) -> None:
+        """The last word to the caller, or none if it has gone; what still waits or runs for it alone is stopped."""
+        if given.answered:
+            return
+        given.answered = True
+        self._forget(given)
+        if message is not None:
+            given.session.send(message)
+        if given.run is not None:
+            if given.run in self._runs and all(i.answered for i in given.run.inputs):
+                self._stop(given.run)
+        elif given.held:
+            queue = self._queues.get((given.method.name, given.call.parameters_key))
+            if queue is not None:
+                queue.remove(given)
+            self._leave(given)
+            self._offer_room()
+            self._schedule_pump()
+
+    def _stop(self, run: Run) -> None:
+        """Nobody waits for this invocation: tell it. A synchronous one keeps its place until it returns."""
+        run.work.context._cancelled.set()
+        for context in run.work.context.inputs:
+            context._cancelled.set()
+        if run.work.gate is not None:
+            run.work.gate.close()
+        if run.work.method.is_async and run.future is not None:
+            run.future.cancel()
+
+    def _forget(self, given: Input) -> None:
+        given.session.inputs.pop(given.call.call_id, None)
+        if given.timer is not None:
+            given.timer.cancel()
+            given.timer = None
+
+    def _leave(self, given: Input) -> None:
+        """Give the input's place back; a staged input moves up into it."""
+        given.held = False
+        self._admission.release()
+        while self._staged and self._admission.free > 0:
+            staged = self._staged.popleft()
+            if not staged.answered:
+                self._admission.held += 1
+                self._hold(staged)
+        if self._admission.held == 0:
+            self._idle.set()
+
+    def _offer_room(self) -> None:
+        if self.draining:
+            return
+        now = clock.now()
+        for name in self._admission.offer(now):
+            if (session := self.sessions.get(name)) is not None:
+                session.nudge()
+        if self._offer_timer is not None:
+            self._offer_timer.cancel()
+            self._offer_timer = None
+        if (expiry := self._admission.next_expiry()) is not None:
+            self._offer_timer = self._loop.call_later(max(0.0, expiry - now), self._offer_room)
+
+
+def _weigh(instance: Instance, given: Input) -> float | BaseException:
+    """The weight of an input as the user's function sees it: a finite number that is not negative, or an error."""
+    batch = given.method.batch
+    assert batch is not None and batch.weight is not None
+    try:
+        arguments = unpack(given.call.arguments)[1]
+        weight = batch.weight(*arguments.values())
+        if isinstance(weight, bool) or not float(weight) >= 0 or float(weight) == float("inf"):
+            raise ValueError(
+                f"the weight function of {instance.spec.name}.{given.method.name} returned {weight!r}: "
+                "it must return a finite number that is not negative"
+            )
+        return float(weight)
+    except BaseException as error:
+        return error
+
+
+def _kind(method: MethodSpec) -> str:
+    if method.is_generator:
+        return "stream"
+    return "call" if method.batch is None else "batch"
+
+
+_RUNNERS = {"call": execution.run_call, "batch": execution.run_batch, "stream": execution.run_stream}
+_ASYNC_RUNNERS = {
+    "call": execution.run_call_async,
+    "batch": execution.run_batch_async,
+    "stream": execution.run_stream_async,
+}

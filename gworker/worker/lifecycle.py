@@ -1,0 +1,85 @@
+"""One instance of a user's class: made, entered, handed to calls, left.
+
+1. `create` makes the instance without arguments and binds its worker-scoped parameters.
+2. `enter` runs the `on_enter` hooks, base class first, then in order of definition.
+3. `target` is what a call's method runs on: the instance, or a view with the call's own parameter values.
+4. `leave` runs the `on_exit` hooks in the exact reverse order, each even if another raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from gworker import clock
+from gworker.parameters import bind_instance, entering, make_view
+from gworker.functions import HookSpec
+from gworker.spec import ClassSpec
+from gworker.worker.threads import UserThreads
+
+log = logging.getLogger("gworker.worker")
+
+# What all on_exit hooks of one instance may take together.
+EXIT_BUDGET_S = 10.0
+
+
+class Instance:
+    """The user's object and its lifecycle; hooks run on `threads`."""
+
+    def __init__(self, spec: ClassSpec, worker_values: Mapping[str, Any], threads: UserThreads) -> None:
+        self.spec = spec
+        self.threads = threads
+        self._worker_values = dict(worker_values)
+        self._object: Any = None
+        self._entered = False
+
+    async def enter(self) -> None:
+        """Make the instance and run its on_enter hooks. Raises what they raise; then no on_exit hook will run."""
+        await asyncio.wrap_future(self.threads.on_main(self._create))
+        for hook in self.spec.enter_hooks:
+            if hook.is_async:
+                await asyncio.wrap_future(self.threads.user_loop.spawn(self._enter_async(hook)))
+            else:
+                await asyncio.wrap_future(self.threads.on_main(self._enter_sync, hook))
+        self._entered = True
+
+    async def leave(self, budget_s: float = EXIT_BUDGET_S) -> list[str]:
+        """Run the on_exit hooks within `budget_s` seconds in all; returns what went wrong, a line each."""
+        if not self._entered:
+            return []
+        self._entered = False
+        end = clock.now() + budget_s
+        problems: list[str] = []
+        for hook in self.spec.exit_hooks:
+            if hook.is_async:
+                run = self.threads.user_loop.spawn(getattr(self._object, hook.name)())
+            else:
+                run = self.threads.on_main(getattr(self._object, hook.name))
+            try:
+                await asyncio.wait_for(asyncio.wrap_future(run), max(0.0, end - clock.now()))
+            except asyncio.TimeoutError:
+                problems.append(f"on_exit hook {hook.name} did not finish: the hooks have {budget_s:g} s in all")
+            except BaseException as error:
+                log.exception("on_exit hook %s.%s raised", self.spec.name, hook.name)
+                problems.append(f"on_exit hook {hook.name} raised {type(error).__name__}: {error}")
+        return problems
+
+    def target(self, values: Mapping[str, Any] | None) -> Any:
+        """What a method runs on: a view with `values` for the call-scoped parameters, or the instance itself."""
+        if values and self.spec.has_call_parameters:
+            return make_view(self._object, values)
+        return self._object
+
+    def _create(self) -> None:
+        self._object = self.spec.user_cls()
+        bind_instance(self._object, self._worker_values)
+
+    def _enter_sync(self, hook: HookSpec) -> None:
+        with entering():
+            getattr(self._object, hook.name)()
+
+    async def _enter_async(self, hook: HookSpec) -> None:
+        with entering():
+            await getattr(self._object, hook.name)()
