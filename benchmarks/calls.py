@@ -88,7 +88,9 @@ def main() -> None:
         "calls_s": medians["calls_s"] / medians["bare_calls_s"],
     }
     print(f"{'':28}{'gworker':>12}{'bare actor':>12}{'ratio':>8}")
-    print(f"{'one blocking call, p50 (ms)':28}{medians['p50_ms']:12.2f}{medians['bare_p50_ms']:12.2f}{ratios['p50']:8.2f}")
+    print(
+        f"{'one blocking call, p50 (ms)':28}{medians['p50_ms']:12.2f}{medians['bare_p50_ms']:12.2f}{ratios['p50']:8.2f}"
+    )
     print(
         f"{f'calls/s, {count} in flight':28}{medians['calls_s']:12.0f}{medians['bare_calls_s']:12.0f}"
         f"{ratios['calls_s']:8.2f}"

@@ -26,10 +26,10 @@ from gworker.errors import (
     WorkerLost,
 )
 from gworker.observe.status import AppStatus
+from gworker.options import Gpu
 from gworker.parameters import parameter
 from gworker.probe import Probe
 from gworker.retries import Retries
-from gworker.options import Gpu
 
 __version__ = "0.1.0"
 

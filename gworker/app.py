@@ -20,17 +20,18 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import RayError
 
 from gworker import context
 from gworker.control.controller import ControllerBoot, create_controller
 from gworker.errors import InvalidDefinition, PoolUnavailable
 from gworker.handle import Cls
 from gworker.observe.status import AppStatus
+from gworker.options import Gpu
 from gworker.parameters import MISSING
 from gworker.probe import Probe
 from gworker.retries import Retries
 from gworker.router.client import AppClient
-from gworker.options import Gpu
 
 log = logging.getLogger("gworker")
 T = TypeVar("T")
@@ -65,7 +66,7 @@ class App:
     def __new__(cls, name: str) -> App:
         if not isinstance(name, str) or not name.strip():
             raise InvalidDefinition(
-                f"App({name!r}): expected a name, a string that is not empty: write gw.App(\"my-app\")"
+                f"App({name!r}): expected a name, a string that is not empty: write gw.App('my-app')"
             )
         with _apps_lock:
             app = _apps.get(name)
@@ -129,7 +130,7 @@ class App:
             retries: a number of further tries, or `Retries(...)` (0).
             max_pending: calls that may wait in one process (10,000); more raise QueueFull.
             max_pending_mb: size of the calls that may wait in one process, in MB (1024).
-            probes: `Probe.on(...)`s.
+            probes: `Probe.on(...)` objects.
             name: the class's name in the app (its own).
             runtime_env: Ray runtime environment of the workers.
 
@@ -189,7 +190,7 @@ class App:
     # --- running --------------------------------------------------------------------------------------------------
 
     def run(self) -> Run:
-        """Run the app for the duration of a `with` (or `async with`) block: all floors up at its start, drained at its end.
+        """Run the app during a `with` (or `async with`) block: all floors up at its start, drained at its end.
 
         Raises StartupFailed or Unschedulable when a class with `min_workers` cannot come up.
         """
@@ -223,14 +224,9 @@ class App:
 
     def _raise_floors(self, client: AppClient) -> None:
         """See that every class with a floor has it, and wait until each serves."""
-        ready = []
-        for cls in list(self.classes.values()):
-            if cls.spec.options.min_workers and not any(
-                p.scope == "worker" and p.default is MISSING for p in cls.spec.parameters.values()
-            ):
-                ready.append(cls()._router().when_ready())
-        for each in ready:
-            each.result()
+        with_floor = [cls for cls in self.classes.values() if cls.spec.options.min_workers and _has_defaults(cls)]
+        for ready in [cls()._router().when_ready() for cls in with_floor]:
+            ready.result()
 
     def status(self) -> AppStatus:
         """Pools, workers, states and counters at this moment. Starts nothing."""
@@ -267,7 +263,7 @@ class App:
             log.warning("interrupted again: the workers of %s are killed without draining", self.name)
             ray.get(running.controller.stop.remote(False), timeout=ANSWER_S)
             raise
-        except ray.exceptions.RayError:
+        except RayError:
             log.warning("the controller of %s was gone before it could stop its workers", self.name)
 
     def _at_exit(self) -> None:
@@ -341,6 +337,11 @@ class Run:
 # --- the ground it stands on -------------------------------------------------------------------------------------
 
 
+def _has_defaults(cls: Cls) -> bool:
+    """Whether a handle can be made without values: there is a pool to raise before anybody asks for another."""
+    return all(p.default is not MISSING for p in cls.spec.parameters.values())
+
+
 def _undecorated(user_cls: Any) -> Any:
     return user_cls.user_cls if isinstance(user_cls, Cls) else user_cls
 
@@ -368,7 +369,9 @@ def _have_ray() -> None:
 
 def _ray_is_ours_alone() -> bool:
     """Whether this process started the Ray it uses: one machine, to which no node will come."""
-    node = ray._private.worker._global_node
+    from ray._private import worker
+
+    node = worker._global_node
     return node is not None and bool(node.is_head())
 
 

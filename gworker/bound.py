@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
@@ -49,7 +49,9 @@ class CallOptions:
 
 def _seconds(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0 or math.isinf(value):
-        raise ValueError(f"{name}={value!r} was given; expected a positive number of seconds: write for example {name}=30")
+        raise ValueError(
+            f"{name}={value!r} was given; expected a positive number of seconds: write for example {name}=30"
+        )
     return float(value)
 
 
@@ -396,7 +398,7 @@ class BoundGenerator(_Bound, Generic[P, R]):
         """Refuse: a generator is not called directly on a handle."""
         self._refuse_direct_call("stream")
 
-    def _submitter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[Any], tuple[Router, RoutedCall]]:
+    def _submitter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> streaming.Submit:
         self._spec.bind(self._handle._cls.name, args, kwargs)  # a bad call fails here, not at the first next
         return lambda sink: self._send(args, kwargs, sink, credit=streaming.WINDOW)
 

@@ -75,7 +75,7 @@ class Call(Generic[R]):
         value: R = self._value
         return value
 
-    def _when_done(self, callback: Callable[[], None]) -> None:
+    def _when_done(self, callback: Callable[[], object]) -> None:
         self._outcome.add_done_callback(lambda _: callback())
 
     # The sink of its RoutedCall.

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import cloudpickle
 
-from gworker.errors import InvalidDefinition
 from gworker.bound import BoundGenerator, BoundMethod, CallOptions
+from gworker.errors import InvalidDefinition
 from gworker.parameters import ParameterValues, bind_parameters
 from gworker.router.client import AppClient
 from gworker.router.membership import PoolDefinition, PoolKey
@@ -34,9 +34,11 @@ class AppRef(Protocol):
 
     def client(self) -> AppClient:
         """The running app, started if need be."""
+        ...
 
     def latest(self, cls: Cls) -> Cls:
         """The newest definition of a class that may have been replaced in a notebook."""
+        ...
 
 
 class Cls:
@@ -289,7 +291,5 @@ def _import(module: str, qualname: str, generation: int, changes: Mapping[str, A
     return _rebuild(found.app, found.user_cls, found.given, generation, changes)
 
 
-def _rebuild(
-    app: AppRef, user_cls: type, given: Mapping[str, Any], generation: int, changes: Mapping[str, Any]
-) -> Cls:
+def _rebuild(app: AppRef, user_cls: type, given: Mapping[str, Any], generation: int, changes: Mapping[str, Any]) -> Cls:
     return Cls(app, user_cls, given, generation=generation, changes=changes)

@@ -16,8 +16,8 @@ from typing import Any
 
 from gworker import context
 from gworker.context import CallContext
-from gworker.parameters import bind_instance, entering, make_view
 from gworker.functions import MethodSpec
+from gworker.parameters import bind_instance, entering, make_view
 from gworker.spec import ClassSpec
 from gworker.worker.threads import UserLoop
 
@@ -70,7 +70,8 @@ class LocalInstance:
         if method.batch is not None:
             kwargs = {name: [value] for name, value in kwargs.items()}
         if method.is_generator:
-            return self._items_async(function, args, kwargs, call) if method.is_async else _items(function, args, kwargs, call)
+            items = self._items_async if method.is_async else _items
+            return items(function, args, kwargs, call)
         if method.is_async:
             return self._await(function, args, kwargs, call, method)
         token = context.enter_call(call)

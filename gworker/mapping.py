@@ -144,16 +144,17 @@ class MapRun:
         try:
             async for arguments in inputs:
                 await room.acquire()
-                while True:
-                    try:
-                        call = self._send(arguments)
-                        break
-                    except QueueFull:
-                        await asyncio.wrap_future(self._when_space())
-                self._admit(call, put)
+                self._admit(await self._send_when_possible_async(arguments), put)
         except Exception as error:
             end = _End(error)
         put(end)
+
+    async def _send_when_possible_async(self, arguments: tuple[Any, ...]) -> Call[Any]:
+        while True:
+            try:
+                return self._send(arguments)
+            except QueueFull:
+                await asyncio.wrap_future(self._when_space())
 
     # --- both -----------------------------------------------------------------------------------------------------
 

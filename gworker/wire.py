@@ -216,10 +216,10 @@ class Cancel(NamedTuple):
 
 
 class Credit(NamedTuple):
-    """Router to worker: the consumer of this stream has room for `count` more items."""
+    """Router to worker: the consumer of this stream has room for `more` more items."""
 
     call_id: int
-    count: int
+    more: int
 
 
 class Started(NamedTuple):

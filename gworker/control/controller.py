@@ -7,6 +7,7 @@ out. Each worker has one task that follows it from creation to death.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import itertools
 import logging
@@ -16,16 +17,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from gworker import clock
 from gworker.control.placement import actor_options, describe_requirement, requirement, what_no_node_has
 from gworker.control.pool import Pool, Start, Stop, Worker, WorkerState
 from gworker.errors import PoolUnavailable
 from gworker.observe.status import AppStatus, PoolStatus, ProbeStatus
+from gworker.options import Options
 from gworker.probe import Probe, ProbeState, Verdict
 from gworker.router.membership import Demand, PoolDefinition, PoolKey, PoolView
 from gworker.router.router import death_reason
-from gworker.options import Options
 from gworker.worker.actor import ProbeReport, StartReport, WorkerBoot, WorkerStats, create_worker
 from gworker.worker.lifecycle import EXIT_BUDGET_S
 
@@ -162,10 +164,8 @@ class Controller:
                 self._tick(clock.now())
             except Exception:
                 log.exception("a tick of the controller of %s failed; the next one follows", self._boot.app_name)
-            try:
+            with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), TICK_S)
-            except asyncio.TimeoutError:
-                pass
             self._wake.clear()
 
     def _tick(self, now: float) -> None:
@@ -225,13 +225,11 @@ class Controller:
             else:
                 pool.started(worker, report.pid, report.node_id)
                 self._publish()
-                probes = [
-                    self._background(self._keep_probing(pool, worker, p)) for p in pool.definition.options.probes
-                ]
+                probes = [self._background(self._keep_probing(pool, worker, p)) for p in pool.definition.options.probes]
             while True:
                 for kind, reason in await worker.actor.watch.remote():
                     self._replace(pool, worker, f"{kind}: {reason}")
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             reason = death_reason(error)
             if worker.state is WorkerState.STARTING:
                 log.error("%s: %s died while starting: %s", self._boot.app_name, worker.id, reason)
@@ -350,7 +348,7 @@ class Controller:
         done, _ = await asyncio.wait([asked], timeout=probe.timeout_s + 5.0)
         if not done:
             asked.add_done_callback(lambda late: late.exception())
-            return ProbeReport(Verdict.UNKNOWN, probe.timeout_s + 5.0, False, "the worker's control loop did not answer")
+            return ProbeReport(Verdict.UNKNOWN, probe.timeout_s + 5.0, False, "the worker did not answer")
         error = asked.exception()
         if error is not None:
             return ProbeReport(Verdict.UNKNOWN, 0.0, False, death_reason(error))
@@ -382,7 +380,7 @@ class Controller:
         capacity = [w for w in pool.workers.values() if w.state is not WorkerState.DRAINING]
         if not self._declared and self._boot.cluster_may_grow:
             return count
-        free: dict[str, float] = dict(ray.available_resources())
+        free: dict[str, float] = dict(ray.available_resources())  # type: ignore[no-untyped-call]
         for other in self._pools.values():
             for worker in other.workers.values():
                 if worker.placed is False:
@@ -437,7 +435,7 @@ def _how_often(needs: dict[str, float], free: dict[str, float]) -> int:
 
 
 def _node_totals() -> list[dict[str, float]]:
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def create_controller(boot: ControllerBoot) -> Any:

@@ -74,7 +74,6 @@ def what_no_node_has(options: Options, nodes: Iterable[Mapping[str, float]]) -> 
             return f"needs {words}; the largest node has {most('GPU'):g}"
     for name, amount in needs.items():
         if most(name) < amount:
-            shown, has = (amount / 2**20, most(name) / 2**20) if name == "memory" else (amount, most(name))
-            unit = " MB" if name == "memory" else ""
-            return f"needs {name} x{shown:g}{unit}; the largest node has {has:g}{unit}"
+            unit, scale = (" MB", 2.0**20) if name == "memory" else ("", 1.0)
+            return f"needs {name} x{amount / scale:g}{unit}; the largest node has {most(name) / scale:g}{unit}"
     return f"needs {describe_requirement(options)} on one node; no node has all of it"

@@ -46,6 +46,7 @@ class Lane(Protocol):
 
     def available(self) -> int:
         """How many inputs the worker would take from us now."""
+        ...
 
     def want(self, count: int) -> None:
         """`count` more inputs wait for room in this worker."""
@@ -112,9 +113,11 @@ class RayLane:
         self._scheduled = False
         while self._open < MAX_OPEN_EXCHANGES and self._outgoing and not self._closed:
             self._send_bundle()
-        if not self._closed and self._open == 0 and (self._inputs or self._wanted):
-            self._send_bundle()
-        elif not self._closed and self._wanted and not self._told_wanted and self._open < MAX_OPEN_EXCHANGES:
+        if self._closed:
+            return
+        nothing_open = self._open == 0 and (self._inputs or self._wanted)
+        untold = self._wanted and not self._told_wanted and self._open < MAX_OPEN_EXCHANGES
+        if nothing_open or untold:
             self._send_bundle()
 
     def _send_bundle(self) -> None:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from gworker import clock
+from gworker import clock, context
 from gworker.errors import (
     CallCancelled,
     DeadlineExceeded,
@@ -25,10 +25,10 @@ from gworker.errors import (
     QueueFull,
     WorkerLost,
 )
+from gworker.options import Options
 from gworker.router.calls import RoutedCall
 from gworker.router.lanes import Lane, RayLane
 from gworker.router.membership import Demand, PoolKey, PoolView, WorkerView
-from gworker.options import Options
 from gworker.wire import Busy, Cancel, Credit, Ended, Item, Raised, Returned, Started, unpack_exception
 
 log = logging.getLogger("gworker.router")
@@ -47,12 +47,14 @@ class PoolSource(Protocol):
 
     async def watch(self, key: PoolKey, version: int) -> PoolView:
         """The pool's view once it is newer than `version`. Raises when the controller is gone."""
+        ...
 
     def report(self, router: str, key: PoolKey, demand: Demand) -> None:
         """Tell the controller what this router needs; never blocks."""
 
     def make_lane(self, worker: WorkerView, router: str, link: Link) -> Lane:
         """A lane to a worker."""
+        ...
 
 
 class Link:
@@ -125,13 +127,13 @@ class Router:
                 raise self._closed
             if self._queued >= self._max_pending:
                 raise QueueFull(
-                    f"{self._label}: {self._queued} calls already wait in this process (max_pending={self._max_pending}). "
-                    "Slow down, use .map (which waits for room), or raise max_pending."
+                    f"{self._label}: {self._queued} calls already wait in this process "
+                    f"(max_pending={self._max_pending}). Slow down, use .map (it waits for room), or raise max_pending."
                 )
             if self._queued and self._queued_bytes + call.nbytes > self._max_pending_bytes:
                 raise QueueFull(
                     f"{self._label}: calls of {self._queued_bytes / 2**20:.0f} MiB already wait in this process "
-                    f"(max_pending_mb={self._max_pending_bytes // 2**20}). Slow down, use .map, or raise max_pending_mb."
+                    f"(max_pending_mb={self._max_pending_bytes / 2**20:g}). Slow down, use .map, or raise the limit."
                 )
             self._count_in(call)
         self._soon(lambda: self._accept(call))
@@ -367,8 +369,8 @@ class Router:
                 self._end(
                     call,
                     WorkerLost(
-                        f"the worker {link.worker.id} died while it had {call.label} (attempt {call.attempt}), which may "
-                        f"have started: {reason}. It was not run again because retries do not allow it."
+                        f"the worker {link.worker.id} died while it had {call.label} (attempt {call.attempt}), which "
+                        f"may have started: {reason}. It was not run again because retries do not allow it."
                     ),
                 )
         self._requeue(again)
@@ -456,7 +458,7 @@ class Router:
 
     def _see(self, view: PoolView) -> None:
         self._view = view
-        if view.notice and view.notice not in _noticed:
+        if view.notice and view.notice not in _noticed and context.this_worker() is None:
             _noticed.add(view.notice)
             log.warning("%s", view.notice)
         seen = {worker.id: worker for worker in view.workers}

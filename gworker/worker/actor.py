@@ -242,9 +242,9 @@ class WorkerActor:
             reason = f"no answer within {probe.timeout_s:g} s"
             return ProbeReport(Verdict.TIMED_OUT, latency_s, progressed, reason)
         (finished,) = done
-        if finished.cancelled() or (error := finished.exception()) is not None:
-            reason = "cancelled" if finished.cancelled() else f"raised {type(error).__name__}: {error}"
-            return ProbeReport(Verdict.FAILED, latency_s, progressed, reason)
+        error = asyncio.CancelledError() if finished.cancelled() else finished.exception()
+        if error is not None:
+            return ProbeReport(Verdict.FAILED, latency_s, progressed, f"raised {type(error).__name__}: {error}")
         result = finished.result()
         verdict = verdict_of(result)
         return ProbeReport(verdict, latency_s, progressed, "" if verdict is Verdict.PASSED else f"returned {result!r}")
@@ -264,7 +264,7 @@ class WorkerActor:
             if not await self._engine.drain(grace_s):
                 problems.append(f"{self._engine.held} inputs were still running after {grace_s:g} s")
             # Results have left; wait for the routers to say that they have arrived. Bounded by Session.settled.
-            while not all(line.session.settled for line in self._lines.values()):
+            while not all(line.session.settled for line in self._lines.values()):  # noqa: ASYNC110  # time settles too
                 await asyncio.sleep(0.005)
         return problems + await self._instance.leave()
 
@@ -289,7 +289,7 @@ def create_worker(boot: WorkerBoot, resources: Mapping[str, Any]) -> Any:
     restarted process would have lost its instance without anybody knowing.
     """
     return (
-        ray.remote(concurrency_groups={"control": 64})(WorkerActor)
+        ray.remote(concurrency_groups={"control": 64})(WorkerActor)  # type: ignore[call-overload]  # Ray's stub lacks it
         .options(max_concurrency=10_000, max_restarts=0, max_task_retries=0, **resources)
         .remote(boot)
     )

@@ -7,7 +7,8 @@ Every function here turns whatever user code does into outcomes, one for each in
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,7 @@ class Work:
     arguments: Sequence[Payload]
     parameters: Payload | None
     context: CallContext
-    emit: Callable[[Payload], None] = lambda item: None
+    emit: Callable[[Payload], object] = lambda item: None
     gate: StreamGate | None = None
 
     @property
@@ -140,7 +141,7 @@ def _columns(work: Work) -> tuple[list[Outcome | None], dict[str, list[Any]]]:
 def _spread(work: Work, outcomes: list[Outcome | None], result: Any) -> list[Outcome]:
     """Hand each input its element of `result`, or all of them a BatchResultError."""
     size = outcomes.count(None)
-    if isinstance(result, (str, bytes, bytearray, Mapping, Set)) or not hasattr(result, "__getitem__"):
+    if isinstance(result, (str, bytes, bytearray, Mapping, AbstractSet)) or not hasattr(result, "__getitem__"):
         raise BatchResultError(
             f"{work.label}() is batched and must return a sequence with one element for each of its {size} inputs "
             f"(a list, tuple, array or tensor); it returned {type(result).__qualname__}"

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gworker import clock
-from gworker.parameters import bind_instance, entering, make_view
 from gworker.functions import HookSpec
+from gworker.parameters import bind_instance, entering, make_view
 from gworker.spec import ClassSpec
 from gworker.worker.threads import UserThreads
 

@@ -50,7 +50,7 @@ class Session:
                 elif isinstance(message, Cancel):
                     self._engine.cancel(self, message.call_id)
                 elif isinstance(message, Credit):
-                    self._engine.credit(self, message.call_id, message.count)
+                    self._engine.credit(self, message.call_id, message.more)
             self._engine.caller_waits(self.name, up.waiting)
 
     def send(self, message: Any) -> None:

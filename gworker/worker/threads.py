@@ -1,4 +1,4 @@
-"""Where user code runs: one main thread, a pool of threads, and one event loop. Never on a loop that carries traffic."""
+"""Where user code runs: one main thread, a pool of threads, one event loop. Never on a loop that carries traffic."""
 
 from __future__ import annotations
 

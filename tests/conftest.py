@@ -1,0 +1,90 @@
+"""One local Ray for all tests that need one, with fake GPUs, and an app of its own for each test."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray with more logical CPUs than the machine has, and two fake GPUs of each of two types."""
+    import ray
+
+    ray.init(
+        num_cpus=16,
+        num_gpus=4,
+        resources={"accelerator_type:A100": 2, "accelerator_type:H100": 2},
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(params=["ray"])
+def lane(request: pytest.FixtureRequest, ray_cluster: None) -> str:
+    """The lane that calls travel on: every test of the contract runs once on each."""
+    return str(request.param)
+
+
+@pytest.fixture
+def make_app(ray_cluster: None) -> Iterator[Callable[[], Any]]:
+    """Makes apps with names of their own; they are stopped, without draining, when the test ends."""
+    import gworker as gw
+
+    made: list[gw.App] = []
+
+    def make() -> gw.App:
+        app = gw.App(f"test-{os.getpid()}-{next(_numbers)}")
+        made.append(app)
+        return app
+
+    yield make
+    for app in made:
+        app.stop(drain=False)
+
+
+@pytest.fixture
+def app(make_app: Callable[[], Any]) -> Any:
+    """An app of the test's own."""
+    return make_app()
+
+
+class Ledger:
+    """Lines that workers append to a file: an account of what ran, independent of what callers were told."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def write(self, line: str) -> None:
+        """Append a line; one `write` call, so that lines of several processes do not mix."""
+        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(fd, (line + "\n").encode())
+        finally:
+            os.close(fd)
+
+    def lines(self) -> list[str]:
+        """What has been written so far."""
+        try:
+            return Path(self.path).read_text().splitlines()
+        except FileNotFoundError:
+            return []
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    """A ledger in a file of the test's own. It travels to workers by pickle."""
+    return Ledger(tmp_path / "ledger")
