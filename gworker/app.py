@@ -199,9 +199,14 @@ class App:
     def client(self) -> AppClient:
         """The running app as this process reaches it; starts it if need be."""
         running = self._running
-        if running is not None:
+        if running is not None and not running.lost and ray.is_initialized():
             return running
         with self._lock:
+            if self._running is not None and (self._running.lost or not ray.is_initialized()):
+                # Its controller died, or Ray was shut down: nothing of it is left. Start afresh.
+                self._running.close(PoolUnavailable(f"the app {self.name!r} has lost its Ray cluster"))
+                self._running = None
+                atexit.unregister(self._at_exit)
             if self._running is None:
                 worker = context.this_worker()
                 if worker is not None and worker.app_name == self.name:

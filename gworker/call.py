@@ -22,6 +22,7 @@ class Call(Generic[R]):
 
     def __init__(self) -> None:
         self._outcome: concurrent.futures.Future[Payload] = concurrent.futures.Future()
+        self._outcome.set_running_or_notify_cancel()  # only its router ends it
         self._value: Any = _UNSET
         self._router: Router | None = None
         self._call: RoutedCall | None = None
@@ -40,8 +41,9 @@ class Call(Generic[R]):
 
         Raises TimeoutError when there is none within `timeout_s` seconds; the call goes on.
         """
-        concurrent.futures.wait([self._outcome], timeout_s)
-        if not self._outcome.done():
+        if timeout_s is not None:
+            concurrent.futures.wait([self._outcome], timeout_s)
+        if timeout_s is not None and not self._outcome.done():
             assert self._call is not None
             raise TimeoutError(f"{self._call.label} (call {self.id}) has no result after {timeout_s:g} s")
         return self._unpacked(self._outcome.result())

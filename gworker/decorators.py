@@ -7,6 +7,7 @@ a function holds a `FunctionMarks`, `__gworker_concurrent__` of a class a `Concu
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from gworker.errors import InvalidDefinition
 T = TypeVar("T")
 
 FUNCTION_MARKS = "__gworker__"
+_orders = itertools.count(1)
 CONCURRENT_MARK = "__gworker_concurrent__"
 
 
@@ -41,12 +43,16 @@ class ConcurrentSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionMarks:
-    """What the decorators said about one function."""
+    """What the decorators said about one function. `order` grows with each function marked.
+
+    A class pickled by value comes out with its attributes sorted by name, so the order of definition is kept here.
+    """
 
     method: bool = False
     enter: bool = False
     exit: bool = False
     batch: BatchSpec | None = None
+    order: int = 0
 
 
 def marks_of(fn: object) -> FunctionMarks | None:
@@ -230,6 +236,8 @@ def _hook(kind: str, bare: tuple[object, ...]) -> Callable[[Any], Any]:
 
 
 def _mark(fn: Any, marks: FunctionMarks) -> Any:
+    if not marks.order:
+        marks = replace(marks, order=next(_orders))
     try:
         setattr(fn, FUNCTION_MARKS, marks)
     except (AttributeError, TypeError):

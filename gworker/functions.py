@@ -140,7 +140,7 @@ def collect_functions(cls: type) -> Functions:
 def _marked(cls: type) -> dict[str, FunctionMarks]:
     found: dict[str, FunctionMarks] = {}
     for base in reversed(cls.__mro__):
-        for name, value in vars(base).items():
+        for name, value in sorted(vars(base).items(), key=_order_of_definition):
             if isinstance(value, (staticmethod, classmethod, property)):
                 _refuse_wrapped_marks(f"{base.__name__}.{name}", value)
                 found.pop(name, None)
@@ -149,6 +149,11 @@ def _marked(cls: type) -> dict[str, FunctionMarks]:
             elif (marks := marks_of(value)) is not None:
                 found[name] = marks
     return found
+
+
+def _order_of_definition(item: tuple[str, Any]) -> int:
+    marks = marks_of(item[1])
+    return 0 if marks is None else marks.order
 
 
 def _refuse_wrapped_marks(label: str, value: Any) -> None:

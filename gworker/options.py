@@ -165,7 +165,7 @@ def _memory_mb(where: str, value: Any) -> float | None:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", value, re.IGNORECASE)
         amount = float(match[1]) * _UNITS_MB[(match[2] or "m").lower()] if match else 4096
         raise InvalidDefinition(
-            f"{where}: memory_mb={value!r} was given; expected a number of megabytes: write memory_mb={amount:g}"
+            f"{where}: memory_mb={value!r} was given; expected a number of megabytes: write memory_mb={amount:.0f}"
         )
     return checks.number(where, "memory_mb", value, above=True, example=4096, unit="megabytes")
 

@@ -83,6 +83,13 @@ class AppStatus:
             for p in self.pools
         ]  # fmt: skip
 
+    def __str__(self) -> str:
+        state = "running" if self.running else "not running"
+        rows = [_COLUMNS, *self._rows()]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([f"app {self.name} ({state})", *lines])
+
     def __rich__(self) -> Any:
         from rich.table import Table
 

@@ -8,22 +8,28 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from ray.exceptions import RayError
+
 from gworker import clock
-from gworker.errors import GWorkerError
+from gworker.errors import GWorkerError, PoolUnavailable
 from gworker.router.lanes import Lane
 from gworker.router.loop import io_loop
 from gworker.router.membership import Demand, PoolDefinition, PoolKey, PoolView, WorkerView
-from gworker.router.router import Link, Router, ray_lane
+from gworker.router.router import Link, Router, death_reason, ray_lane
 
 log = logging.getLogger("gworker.router")
 
 
 class AppClient:
-    """The controller of one running app, and this process's routers to its pools. Thread-safe."""
+    """The controller of one running app, and this process's routers to its pools. Thread-safe.
+
+    `lost` is set once the controller is found to be gone.
+    """
 
     def __init__(self, app_name: str, controller: Any) -> None:
         self.app_name = app_name
         self.controller = controller
+        self.lost = False
         self._loop = io_loop()
         self._lock = threading.Lock()
         self._routers: dict[PoolKey, Router] = {}
@@ -45,7 +51,12 @@ class AppClient:
     async def watch(self, key: PoolKey, version: int) -> PoolView:
         """See PoolSource. The first call brings the pool's definition along."""
         definition = self._definitions[key] if version < 0 else None
-        view: PoolView = await self.controller.watch.remote(key, version, definition)
+        try:
+            view: PoolView = await self.controller.watch.remote(key, version, definition)
+        except RayError as error:
+            self.lost = True
+            reason = f"the controller of the app {self.app_name!r} is gone: {death_reason(error)}"
+            raise PoolUnavailable(reason) from error
         return view
 
     def report(self, router: str, key: PoolKey, demand: Demand) -> None:
