@@ -182,8 +182,8 @@ def concurrent(*bare: Any, max_inputs: Any = None, target_inputs: int | None = N
     spec = ConcurrentSpec(max_inputs=inputs, target_inputs=target_inputs)
 
     def mark(cls: T) -> T:
-        if not isinstance(cls, type) and hasattr(cls, "user_cls"):
-            name = getattr(cls.user_cls, "__name__", "the class")
+        if not isinstance(cls, type) and (wrapped := getattr(cls, "user_cls", None)) is not None:
+            name = getattr(wrapped, "__name__", "the class")
             raise InvalidDefinition(
                 f"{name}: @gw.concurrent stands above @app.cls; it goes below: write @app.cls(...) on the first line "
                 "and @gw.concurrent(...) on the second"

@@ -75,7 +75,7 @@ def _importable(value: Any) -> str:
         found = getattr(found, name, None)
     if found is value:
         return _path(value)
-    import cloudpickle  # type: ignore[import-untyped]  # here, because only functions without a name need it
+    import cloudpickle  # here, because only functions without a name need it
 
     return f"{_path(value)}#{hashlib.blake2b(cloudpickle.dumps(value), digest_size=8).hexdigest()}"
 

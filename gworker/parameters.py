@@ -149,10 +149,9 @@ class Parameter:
     def _validate(self, value: Any, strict: bool | None) -> Any:
         from pydantic import ValidationError
 
-        if self._adapter is None:
-            self._build_adapter(f"{self.owner}.{self.name}")
+        adapter = self._adapter or self._build_adapter(f"{self.owner}.{self.name}")
         try:
-            return self._adapter.validate_python(value, strict=strict)
+            return adapter.validate_python(value, strict=strict)
         except ValidationError as error:
             what = "; ".join(
                 ".".join(str(part) for part in line["loc"]) + (": " if line["loc"] else "") + line["msg"]
@@ -171,7 +170,7 @@ class Parameter:
                 f"{self.owner}({self.name}={example})"
             ) from None
 
-    def _build_adapter(self, label: str) -> None:
+    def _build_adapter(self, label: str) -> Any:
         from pydantic import ConfigDict, TypeAdapter
         from pydantic.errors import PydanticSchemaGenerationError
 
@@ -186,6 +185,7 @@ class Parameter:
                 f"({str(error).splitlines()[0]}): annotate it with a type that pydantic understands, such as float or "
                 "list[str]"
             ) from error
+        return self._adapter
 
     @property
     def type_name(self) -> str:

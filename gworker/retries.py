@@ -76,7 +76,7 @@ class Retries:
         return any(f"{cls.__module__}.{cls.__qualname__}" in error.mro for cls in self.retry_on)
 
 
-def _exception_classes(where: str, value: object) -> tuple[type[BaseException], ...]:
+def _exception_classes(where: str, value: Any) -> tuple[type[BaseException], ...]:
     classes = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     for cls in classes:
         if not (isinstance(cls, type) and issubclass(cls, BaseException)):

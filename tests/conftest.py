@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,18 @@ class Ledger:
 def ledger(tmp_path: Path) -> Ledger:
     """A ledger in a file of the test's own. It travels to workers by pickle."""
     return Ledger(tmp_path / "ledger")
+
+
+def eventually(condition: Callable[[], Any], timeout_s: float = 10.0, *, every_s: float = 0.02) -> Any:
+    """Wait until `condition` returns something true, and return it; fail when it does not within `timeout_s`."""
+    end = time.monotonic() + timeout_s
+    while not (seen := condition()):
+        assert time.monotonic() < end, f"not within {timeout_s:g} s: {condition!r} still returns {seen!r}"
+        time.sleep(every_s)
+    return seen
+
+
+@pytest.fixture(name="eventually")
+def eventually_fixture() -> Callable[..., Any]:
+    """The function `eventually`, for tests."""
+    return eventually

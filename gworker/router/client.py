@@ -8,14 +8,15 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import ray
 from ray.exceptions import RayError
 
 from gworker import clock
 from gworker.errors import GWorkerError, PoolUnavailable
-from gworker.router.lanes import Lane
+from gworker.router.lanes import Lane, RayLane
 from gworker.router.loop import io_loop
 from gworker.router.membership import Demand, PoolDefinition, PoolKey, PoolView, WorkerView
-from gworker.router.router import Link, Router, death_reason, ray_lane
+from gworker.router.router import Link, Router, death_reason
 
 log = logging.getLogger("gworker.router")
 
@@ -51,6 +52,9 @@ class AppClient:
     async def watch(self, key: PoolKey, version: int) -> PoolView:
         """See PoolSource. The first call brings the pool's definition along."""
         definition = self._definitions[key] if version < 0 else None
+        if not ray.is_initialized():  # a remote call would start another Ray, from this thread
+            self.lost = True
+            raise PoolUnavailable(f"Ray was shut down while the app {self.app_name!r} was running")
         try:
             view: PoolView = await self.controller.watch.remote(key, version, definition)
         except RayError as error:
@@ -61,6 +65,8 @@ class AppClient:
 
     def report(self, router: str, key: PoolKey, demand: Demand) -> None:
         """See PoolSource."""
+        if not ray.is_initialized():
+            return
         try:
             self.controller.report.remote(router, key, demand)
         except Exception:  # the watch call learns of a dead controller, and says so to the callers
@@ -68,7 +74,7 @@ class AppClient:
 
     def make_lane(self, worker: WorkerView, router: str, link: Link) -> Lane:
         """See PoolSource."""
-        return ray_lane(self._loop, worker, router, link)
+        return RayLane(self._loop, worker.actor, router, worker.capacity, link, ray.is_initialized)
 
     @property
     def unfinished(self) -> int:

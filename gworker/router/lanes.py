@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from gworker.wire import Cancel, Credit, Down, InOrder, Item, Started, Submit, Up, decode, encode
@@ -56,15 +57,25 @@ class Lane(Protocol):
 
 
 class RayLane:
-    """The lane over actor calls."""
+    """The lane over actor calls.
+
+    `connected` tells whether Ray is up: where it is not, an actor call would start another one, from the router's thread.
+    """
 
     vouches_for_starts = False
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, actor: Any, session: str, capacity: int, listener: LaneListener
+        self,
+        loop: asyncio.AbstractEventLoop,
+        actor: Any,
+        session: str,
+        capacity: int,
+        listener: LaneListener,
+        connected: Callable[[], bool] = lambda: True,
     ) -> None:
         self._loop = loop
         self._exchange = actor.exchange
+        self._connected = connected
         self._session = session
         self._capacity = capacity
         self._listener = listener
@@ -139,6 +150,8 @@ class RayLane:
         self._told_wanted = self._wanted
         self._open += 1
         try:
+            if not self._connected():
+                raise ConnectionError("Ray was shut down")
             answer = self._exchange.remote(encode(up)).future()
         except Exception as error:
             self._break(error)

@@ -27,7 +27,7 @@ from gworker.errors import (
 )
 from gworker.options import Options
 from gworker.router.calls import RoutedCall
-from gworker.router.lanes import Lane, RayLane
+from gworker.router.lanes import Lane
 from gworker.router.membership import Demand, PoolKey, PoolView, WorkerView
 from gworker.wire import Busy, Cancel, Credit, Ended, Item, Raised, Returned, Started, unpack_exception
 
@@ -514,8 +514,3 @@ def death_reason(error: BaseException) -> str:
         if "The actor is dead because" in line or "exit detail" in line.lower():
             return line.strip().split(". Some common causes")[0]
     return text.splitlines()[0]
-
-
-def ray_lane(loop: asyncio.AbstractEventLoop, worker: WorkerView, router: str, link: Link) -> Lane:
-    """The lane over actor calls to `worker`."""
-    return RayLane(loop, worker.actor, router, worker.capacity, link)

@@ -32,7 +32,7 @@ class _Refused:
     def __enter__(self) -> None:
         self.info = self.inner.__enter__()
 
-    def __exit__(self, *exc: Any) -> bool:
+    def __exit__(self, *exc: object) -> bool:
         swallowed = bool(self.inner.__exit__(*exc))
         message = str(self.info.value)
         for part in self.parts:
@@ -265,7 +265,7 @@ def test_an_abstract_class_is_refused():
     class Bad(abc.ABC):
         @method()
         def embed(self):
-            pass
+            return 1
 
         @abc.abstractmethod
         def load(self):

@@ -34,7 +34,10 @@ def test_on_has_the_defaults_of_the_design():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "livenes"}, r'kind=\'livenes\' was given; write kind="liveness" or kind="readiness"\. Did you mean \'liv'),
+        (
+            {"kind": "livenes"},
+            r'kind=\'livenes\' was given; write kind="liveness" or kind="readiness"\. Did you mean \'liv',
+        ),
         ({"kind": None}, r'write kind="liveness" or kind="readiness"'),
         ({"period_s": 0}, r"period_s=0 .*greater than 0 \(seconds\): write for example period_s=10"),
         ({"period_s": float("nan")}, r"period_s=nan .*finite number"),

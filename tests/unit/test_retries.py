@@ -69,7 +69,9 @@ def test_wrong_numbers_are_refused_by_name(name, value):
 
 
 def test_a_delay_above_the_maximum_is_refused():
-    with pytest.raises(InvalidDefinition, match="initial_delay_s=120 is greater than max_delay_s=60: write max_delay_s=120"):
+    with pytest.raises(
+        InvalidDefinition, match="initial_delay_s=120 is greater than max_delay_s=60: write max_delay_s=120"
+    ):
         Retries(max_retries=1, initial_delay_s=120)
 
 

@@ -344,7 +344,11 @@ def test_good_arguments_come_back_as_they_were_given():
     assert spec.bind("Embedder", (1, 2, 3), {"c": 3, "d": 4}) == ((1, 2, 3), {"c": 3, "d": 4})
 
 
-def run(self, text: str, lang: str = "en"): ...
+def greeting(batch: bool) -> MethodSpec:
+    def run(self, text, lang="en"):
+        return text
+
+    return spec_of(run, batch)
 
 
 @pytest.mark.parametrize(
@@ -358,9 +362,8 @@ def run(self, text: str, lang: str = "en"): ...
 )
 @pytest.mark.parametrize("batch", [False, True])
 def test_bad_arguments_are_a_type_error_that_shows_method_and_signature(args, kwargs, problem, batch):
-    run.__annotations__.clear()
     with pytest.raises(TypeError) as info:
-        spec_of(run, batch).bind("Embedder", args, kwargs)
+        greeting(batch).bind("Embedder", args, kwargs)
     message = str(info.value)
     assert message.startswith("Embedder.run() ")
     assert problem in message
@@ -378,7 +381,7 @@ def test_a_signature_shows_its_annotations_without_quotes():
     [(("a",), {}), (("a", "en"), {}), ((), {"text": "a"}), ((), {"lang": "en", "text": "a"}), (("a",), {"lang": "en"})],
 )
 def test_one_input_of_a_batched_method_is_bound_by_name_with_defaults_in_order(args, kwargs):
-    positional, named = spec_of(run, batch=True).bind("Embedder", args, kwargs)
+    positional, named = greeting(batch=True).bind("Embedder", args, kwargs)
     assert positional == ()
     assert list(named.items()) == [("text", "a"), ("lang", "en")]
 
