@@ -364,7 +364,7 @@ def _have_ray() -> None:
     global _started_ray
     if ray.is_initialized():
         return
-    if os.environ.get("RAY_ADDRESS"):
+    if os.environ.get("RAY_ADDRESS", "local") != "local":
         ray.init(logging_level=logging.WARNING)
         return
     log.info("starting a local Ray")

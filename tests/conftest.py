@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import os
@@ -23,6 +24,7 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     ray.init(
+        address="local",  # not one that happens to run on this machine
         num_cpus=16,
         num_gpus=4,
         resources={"accelerator_type:A100": 2, "accelerator_type:H100": 2},
@@ -34,7 +36,7 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture(params=["ray"])
+@pytest.fixture(scope="session", params=["ray"])
 def lane(request: pytest.FixtureRequest, ray_cluster: None) -> str:
     """The lane that calls travel on: every test of the contract runs once on each."""
     return str(request.param)
@@ -89,6 +91,40 @@ class Ledger:
 def ledger(tmp_path: Path) -> Ledger:
     """A ledger in a file of the test's own. It travels to workers by pickle."""
     return Ledger(tmp_path / "ledger")
+
+
+class Gate:
+    """Holds up code in workers until the test opens it: a file that appears. Waiting is bounded, so nothing hangs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def open(self) -> None:
+        """Let everybody through."""
+        Path(self.path).touch()
+
+    def is_open(self) -> bool:
+        """Whether it has been opened."""
+        return os.path.exists(self.path)
+
+    def wait(self, timeout_s: float = 30.0) -> None:
+        """Block this thread until the gate opens."""
+        eventually(self.is_open, timeout_s)
+
+    async def wait_async(self, timeout_s: float = 30.0) -> None:
+        """The same for a coroutine."""
+        end = time.monotonic() + timeout_s
+        while not self.is_open():
+            assert time.monotonic() < end, f"the gate was not opened within {timeout_s:g} s"
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    """A gate of the test's own, opened at its end. It travels to workers by pickle."""
+    gate = Gate(tmp_path / "gate")
+    yield gate
+    gate.open()
 
 
 def eventually(condition: Callable[[], Any], timeout_s: float = 10.0, *, every_s: float = 0.02) -> Any:

@@ -54,7 +54,8 @@ class Autoscaler:
             elif self._needs[0][0] <= now - SUSTAIN_S:
                 self.desired = max(self.desired, self._lowest_since(now - SUSTAIN_S))
         elif need < self.desired and self._needs[0][0] <= now - self._policy.window_s:
-            self.desired = max(n for _, n in self._needs)
+            # A spike in the window keeps workers, it does not add any.
+            self.desired = min(self.desired, max(n for _, n in self._needs))
         return self.desired
 
     def _lowest_since(self, since: float) -> int:

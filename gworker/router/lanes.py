@@ -59,7 +59,7 @@ class Lane(Protocol):
 class RayLane:
     """The lane over actor calls.
 
-    `connected` tells whether Ray is up: where it is not, an actor call would start another one, from the router's thread.
+    `connected` tells whether Ray is up: where it is not, an actor call would start another one, from this thread.
     """
 
     vouches_for_starts = False

@@ -42,6 +42,14 @@ class Admission:
         self.held += 1
         return True
 
+    def take_unpromised(self, now: float) -> bool:
+        """Take a place for an input that is here already; False when none is free but those offered to callers."""
+        self._forget_stale_offers(now)
+        if self._unpromised() <= 0:
+            return False
+        self.held += 1
+        return True
+
     def release(self) -> None:
         """An input has left; its place is free."""
         self.held -= 1

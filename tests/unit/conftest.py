@@ -1,0 +1,55 @@
+"""Time under a test's control: the running loop and `gworker.clock` stand still until the test moves them on."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from gworker import clock
+
+
+class Timeline:
+    """The time of one test. What the loop has scheduled runs when `advance` passes over it, in order."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop: Any = loop
+        self._now = 1000.0
+
+    def now(self) -> float:
+        return self._now
+
+    async def settle(self) -> None:
+        """Let everything run that can run without time passing."""
+        for _ in range(1000):
+            await asyncio.sleep(0)
+            if not self._loop._ready:
+                return
+        raise AssertionError("the loop does not come to rest: something reschedules itself for ever")
+
+    async def advance(self, seconds: float) -> None:
+        """Let `seconds` pass, stopping at each timer on the way."""
+        end = self._now + seconds
+        await self.settle()
+        while (due := self._next_timer()) is not None and due <= end:
+            self._now = max(self._now, due)
+            await self.settle()
+        self._now = end
+        await self.settle()
+
+    def timers(self) -> int:
+        """How many timers the loop holds."""
+        return sum(not handle._cancelled for handle in self._loop._scheduled)
+
+    def _next_timer(self) -> float | None:
+        return min((handle._when for handle in self._loop._scheduled if not handle._cancelled), default=None)
+
+
+@pytest.fixture
+async def timeline(monkeypatch: pytest.MonkeyPatch) -> Timeline:
+    loop = asyncio.get_running_loop()
+    timeline = Timeline(loop)
+    monkeypatch.setattr(loop, "time", timeline.now)
+    monkeypatch.setattr(clock, "now", timeline.now)
+    return timeline

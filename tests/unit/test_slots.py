@@ -1,0 +1,135 @@
+"""DESIGN §4: a worker holds at most `max_inputs` inputs, and callers that wait for room get it in turn."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gworker.worker.slots import OFFER_S, Admission
+
+CALLERS = ("a", "b", "c")
+
+operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("take"), st.sampled_from(CALLERS), st.just(0)),
+        st.tuples(st.just("take_any"), st.just(""), st.just(0)),
+        st.tuples(st.just("release"), st.just(""), st.just(0)),
+        st.tuples(st.just("wait"), st.sampled_from(CALLERS), st.integers(0, 5)),
+        st.tuples(st.just("offer"), st.just(""), st.just(0)),
+        st.tuples(st.just("pass"), st.just(""), st.integers(1, 40)),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=150)
+@given(capacity=st.integers(1, 4), operations=operations)
+def test_never_over_capacity_and_what_a_caller_is_told_it_may_send_is_taken_in(
+    capacity: int, operations: list[tuple[str, str, int]]
+) -> None:
+    admission = Admission(capacity)
+    now, held = 0.0, 0
+    for what, caller, count in operations:
+        if what == "take":
+            held += admission.take(caller, now)
+        elif what == "take_any":
+            held += admission.take_unpromised(now)
+        elif what == "release" and held:
+            admission.release()
+            held -= 1
+        elif what == "wait":
+            admission.wait(caller, count)
+        elif what == "offer":
+            admission.offer(now)
+        elif what == "pass":
+            now += count / 100
+        assert admission.held == held
+        assert 0 <= held <= capacity
+        room = {caller: admission.room_for(caller, now) for caller in CALLERS}
+        assert all(0 <= each <= capacity - held for each in room.values())
+    # Whoever is told first is believed: its sends are taken in, all of them.
+    for caller in CALLERS:
+        for _ in range(admission.room_for(caller, now)):
+            assert admission.take(caller, now)
+    assert admission.held <= capacity
+
+
+@given(
+    capacity=st.integers(1, 3),
+    wanted=st.lists(st.integers(5, 20), min_size=2, max_size=3),
+    rounds=st.integers(1, 12),
+)
+def test_waiting_callers_get_free_places_in_turn(capacity: int, wanted: list[int], rounds: int) -> None:
+    admission = Admission(capacity)
+    callers = CALLERS[: len(wanted)]
+    for _ in range(capacity):
+        assert admission.take("first", 0.0)
+    for caller, count in zip(callers, wanted, strict=True):
+        admission.wait(caller, count)
+    served: Counter[str] = Counter(dict.fromkeys(callers, 0))
+    for _ in range(rounds):
+        admission.release()
+        (told,) = admission.offer(0.0)
+        assert admission.take(told, 0.0)
+        served[told] += 1
+        if min(wanted) <= max(served.values()):
+            return
+    assert max(served.values()) - min(served.values()) <= 1
+
+
+def test_a_place_offered_to_one_caller_is_kept_from_the_others_for_a_moment() -> None:
+    admission = Admission(1)
+    assert admission.take("a", 0.0)
+    admission.wait("b", 1)
+    admission.release()
+    assert admission.offer(0.0) == ["b"]
+    assert not admission.take("a", 0.1)
+    assert admission.room_for("a", 0.1) == 0
+    assert admission.room_for("b", 0.1) == 1
+    assert admission.take("b", 0.1)
+
+
+def test_an_offer_that_is_not_used_lapses_and_its_place_is_free_for_all() -> None:
+    admission = Admission(1)
+    admission.wait("a", 1)
+    assert admission.offer(0.0) == ["a"]
+    assert admission.next_expiry() == pytest.approx(OFFER_S)
+    assert not admission.take("b", OFFER_S - 0.01)
+    assert admission.take("b", OFFER_S)
+    assert admission.next_expiry() is None
+
+
+def test_a_caller_that_gives_up_gives_back_what_it_was_offered() -> None:
+    admission = Admission(2)
+    admission.wait("a", 2)
+    assert admission.offer(0.0) == ["a"]
+    admission.wait("a", 0)
+    assert admission.room_for("b", 0.0) == 2
+    assert admission.next_expiry() is None
+
+
+def test_a_caller_that_waits_alone_is_offered_all_it_wants_at_once() -> None:
+    admission = Admission(8)
+    admission.wait("a", 5)
+    assert admission.offer(0.0) == ["a"]
+    assert admission.room_for("a", 0.0) == 8
+    assert admission.room_for("b", 0.0) == 3
+
+
+def test_a_caller_that_does_not_wait_is_told_of_no_room_while_others_wait() -> None:
+    admission = Admission(2)
+    admission.wait("a", 9)
+    assert admission.room_for("b", 0.0) == 0
+    assert admission.room_for("a", 0.0) == 2
+
+
+def test_an_input_that_is_here_already_gets_no_place_that_was_promised() -> None:
+    admission = Admission(2)
+    admission.wait("a", 1)
+    admission.offer(0.0)
+    assert admission.take_unpromised(0.0)
+    assert not admission.take_unpromised(0.0)
+    assert admission.take("a", 0.0)
