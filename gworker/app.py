@@ -288,10 +288,12 @@ class App:
 
     def __rich__(self) -> Any:
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table("class", "methods", "workers", "gpu", title=f"gworker app {self.name}", title_justify="left")
+        title = Text(f"gworker app {self.name}")
+        table = Table("class", "methods", "workers", "gpu", title=title, title_justify="left")
         for row in self._rows():
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         return table
 
     def _repr_html_(self) -> str:

@@ -10,12 +10,18 @@ import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from gworker import checks
 from gworker.errors import InvalidDefinition
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from typing_extensions import Never
+
+    from gworker.signatures import BatchedDecorator, MethodDecorator
+
+C = TypeVar("C", bound=type)
+Hook = TypeVar("Hook", bound=Callable[[Any], object])
 
 FUNCTION_MARKS = "__gworker__"
 _orders = itertools.count(1)
@@ -61,7 +67,7 @@ def marks_of(fn: object) -> FunctionMarks | None:
     return marks if isinstance(marks, FunctionMarks) else None
 
 
-def method(*bare: Any) -> Any:
+def method(*bare: Never) -> MethodDecorator:
     """Make a method callable from elsewhere: `Embedder().embed.remote(...)`. Goes above `@gw.batched(...)`.
 
     The method may be `def` or `async def`, and may be a generator: then it is called with `.stream(...)`.
@@ -86,7 +92,7 @@ def method(*bare: Any) -> Any:
     return mark
 
 
-def on_enter(*bare: Any) -> Any:
+def on_enter(*bare: Never) -> Callable[[Hook], Hook]:
     """Run this function once when a worker starts, before its first input: load the model here.
 
     Hooks of base classes run first, then in order of definition; `def` and `async def` may be mixed.
@@ -94,11 +100,22 @@ def on_enter(*bare: Any) -> Any:
     return _hook("on_enter", bare)
 
 
-def on_exit(*bare: Any) -> Any:
+def on_exit(*bare: Never) -> Callable[[Hook], Hook]:
     """Run this function when a worker stops gracefully, in the reverse order of the `on_enter` hooks; 10 s in all."""
     return _hook("on_exit", bare)
 
 
+@overload
+def batched(
+    *,
+    max_batch_size: int,
+    wait_ms: float = 0,
+    max_concurrent_batches: int = 1,
+    weight: Callable[..., float] | None = None,
+    max_weight: float | None = None,
+) -> BatchedDecorator: ...
+@overload
+def batched(bare: Never, /) -> NoReturn: ...
 def batched(
     *bare: Any,
     max_batch_size: Any = None,
@@ -159,7 +176,11 @@ def batched(
     return mark
 
 
-def concurrent(*bare: Any, max_inputs: Any = None, target_inputs: int | None = None) -> Callable[[T], T]:
+@overload
+def concurrent(*, max_inputs: int, target_inputs: int | None = None) -> Callable[[C], C]: ...
+@overload
+def concurrent(bare: Never, /) -> NoReturn: ...
+def concurrent(*bare: Any, max_inputs: Any = None, target_inputs: int | None = None) -> Any:
     """Let one worker hold up to `max_inputs` inputs at a time. Goes on the class, below `@app.cls(...)`.
 
     The class must be ready for it: synchronous methods run on several threads, asynchronous ones share a loop. Batched
@@ -181,7 +202,7 @@ def concurrent(*bare: Any, max_inputs: Any = None, target_inputs: int | None = N
             )
     spec = ConcurrentSpec(max_inputs=inputs, target_inputs=target_inputs)
 
-    def mark(cls: T) -> T:
+    def mark(cls: Any) -> Any:
         if not isinstance(cls, type) and (wrapped := getattr(cls, "user_cls", None)) is not None:
             name = getattr(wrapped, "__name__", "the class")
             raise InvalidDefinition(

@@ -14,6 +14,7 @@ from gworker.errors import InvalidDefinition
 
 _POSITIONAL_OR_KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _POSITIONAL_ONLY = inspect.Parameter.POSITIONAL_ONLY
+_KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -23,6 +24,25 @@ class HookSpec:
 
     name: str
     is_async: bool
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """The arguments of a function without *args, **kwargs and positional-only ones: by position, all, required."""
+
+    names: tuple[str, ...]
+    all: tuple[str, ...]
+    required: tuple[str, ...]
+
+    def fits(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """True if a call with these arguments is good."""
+        by_position = self.names[: len(args)]
+        if len(by_position) < len(args):
+            return False
+        for name in kwargs:
+            if name not in self.all or name in by_position:
+                return False
+        return all(name in by_position or name in kwargs for name in self.required)
 
 
 @dataclass(frozen=True)
@@ -43,12 +63,11 @@ class MethodSpec:
         The arguments of a batched method are those of one input. They come back by name, defaults applied, in the order
         of the signature, so that batches can be put together by name; others come back as they were given.
         """
-        names, required = self._simple
-        if not kwargs and required <= len(args) <= len(names):
+        # Signature.bind takes several times as long as this, and every call comes by here.
+        if self._shape is not None and self._shape.fits(args, kwargs):
             if self.batch is None:
-                return args, {}
-            given = dict(zip(names, args, strict=False))
-            return (), given if len(args) == len(names) else {**self._defaults, **given}
+                return args, dict(kwargs)
+            return (), {**self._defaults, **dict(zip(self._shape.names, args, strict=False)), **kwargs}
         try:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -68,12 +87,13 @@ class MethodSpec:
         return f"{self.name}{_readable(self.signature)}"
 
     @cached_property
-    def _simple(self) -> tuple[tuple[str, ...], int]:
-        """Names and number of required arguments, where all may be given by position; else nothing fits."""
-        params = self.signature.parameters.values()
-        if any(p.kind is not _POSITIONAL_OR_KEYWORD for p in params):
-            return (), 1
-        return tuple(p.name for p in params), sum(p.default is p.empty for p in params)
+    def _shape(self) -> _Shape | None:
+        params = list(self.signature.parameters.values())
+        if any(p.kind not in (_POSITIONAL_OR_KEYWORD, _KEYWORD_ONLY) for p in params):
+            return None
+        names = tuple(p.name for p in params if p.kind is _POSITIONAL_OR_KEYWORD)
+        required = tuple(p.name for p in params if p.default is p.empty)
+        return _Shape(names, tuple(self.signature.parameters), required)
 
     @cached_property
     def _defaults(self) -> dict[str, Any]:

@@ -138,8 +138,10 @@ class Cls:
         variant = f" with {self.variant}" if self.changes else ""
         return f"<gworker class {self.app.name}/{self.name}{variant}>"
 
-    def __rich__(self) -> str:
-        return self.describe()
+    def __rich__(self) -> Any:
+        from rich.text import Text
+
+        return Text(self.describe())  # its brackets are no markup
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.describe())}</pre>"
@@ -246,8 +248,11 @@ class Handle:
         shown = ", ".join(f"{name}={values[name]!r}" for name in self._given_cls.spec.parameters)
         return f"{self._given_cls.name}({shown})"
 
-    def __rich__(self) -> str:
-        return f"[bold]{self!r}[/bold] of app {self._given_cls.app.name}: {', '.join(self._given_cls.spec.methods)}"
+    def __rich__(self) -> Any:
+        from rich.text import Text
+
+        rest = f" of app {self._given_cls.app.name}: {', '.join(self._given_cls.spec.methods)}"
+        return Text.assemble((repr(self), "bold"), rest)
 
     def _repr_html_(self) -> str:
         methods = "".join(

@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 from gworker import checks, views
 from gworker.errors import InvalidDefinition
@@ -35,6 +35,7 @@ __all__ = [
     "parameter",
 ]
 
+T = TypeVar("T")
 Scope = Literal["call", "worker"]
 
 
@@ -51,6 +52,10 @@ class _Missing:
 MISSING: Any = _Missing()
 
 
+@overload
+def parameter(*, default: T, scope: Scope = "call") -> T: ...
+@overload
+def parameter(*, scope: Scope = "call") -> Any: ...
 def parameter(*positional: Any, default: Any = MISSING, scope: Scope = "call") -> Any:
     """A value that callers choose: `threshold: float = gw.parameter(default=0.5)`, then `Classifier(threshold=0.7)`.
 

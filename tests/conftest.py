@@ -96,25 +96,34 @@ def ledger(tmp_path: Path) -> Ledger:
 class Gate:
     """Holds up code in workers until the test opens it: a file that appears. Waiting is bounded, so nothing hangs."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self.path = str(path)
+        self._arrivals = Ledger(Path(f"{path}-arrivals"))
 
     def open(self) -> None:
         """Let everybody through."""
         Path(self.path).touch()
 
+    @property
     def is_open(self) -> bool:
         """Whether it has been opened."""
         return os.path.exists(self.path)
 
+    @property
+    def arrivals(self) -> int:
+        """How many have come to the gate, those included who went through."""
+        return len(self._arrivals.lines())
+
     def wait(self, timeout_s: float = 30.0) -> None:
         """Block this thread until the gate opens."""
-        eventually(self.is_open, timeout_s)
+        self._arrivals.write("sync")
+        eventually(lambda: self.is_open, timeout_s)
 
     async def wait_async(self, timeout_s: float = 30.0) -> None:
         """The same for a coroutine."""
+        self._arrivals.write("async")
         end = time.monotonic() + timeout_s
-        while not self.is_open():
+        while not self.is_open:
             assert time.monotonic() < end, f"the gate was not opened within {timeout_s:g} s"
             await asyncio.sleep(0.005)
 

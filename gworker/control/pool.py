@@ -145,6 +145,9 @@ class Pool:
         else:
             desired = self.autoscaler.tick(demand.queued + demand.running, now)
         if len(capacity) < desired and now >= self.supervisor.start_allowed_at:
+            if self.supervisor.failed:
+                # Without hope: one try at a time, until one comes up.
+                return [] if capacity else [Start(1)]
             return [Start(desired - len(capacity))]
         # Newest first, and those that do not serve yet before those that do.
         surplus = sorted(capacity, key=lambda w: (w.state is WorkerState.READY, -w.number))[: len(capacity) - desired]

@@ -30,12 +30,12 @@ class ProgressBar(Ticker):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[waiting]}"),
+            TextColumn("{task.fields[waiting]}", style="dim", markup=False),
             console=Console(stderr=True),
             get_time=None,
         )

@@ -92,13 +92,15 @@ class AppStatus:
 
     def __rich__(self) -> Any:
         from rich.table import Table
+        from rich.text import Text
 
+        # As Text, because names and reasons may hold brackets, which rich would take for markup.
         state = "running" if self.running else "not running"
-        table = Table(title=f"{self.name} ({state})", title_justify="left")
+        table = Table(title=Text(f"{self.name} ({state})"), title_justify="left")
         for column in _COLUMNS:
             table.add_column(column)
         for row in self._rows():
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         return table
 
     def _repr_html_(self) -> str:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from gworker.wire import Cancel, Credit, Down, InOrder, Item, Started, Submit, Up, decode, encode
+from gworker.wire import Busy, Cancel, Credit, Down, InOrder, Item, Started, Submit, Up, decode, encode
 
 # With this many exchanges open the next bundle waits until one is answered, growing meanwhile.
 MAX_OPEN_EXCHANGES = 4
@@ -87,6 +87,7 @@ class RayLane:
         self._closed = False
         self._inputs: set[int] = set()
         self._room = capacity
+        self._refused = False
         self._unconfirmed: deque[tuple[int, int]] = deque()
         self._unsent_submits = 0
         self._wanted = 0
@@ -102,7 +103,7 @@ class RayLane:
         self._schedule()
 
     def available(self) -> int:
-        if not self._inputs and not self._open and not self._outgoing:
+        if not self._inputs and not self._open and not self._outgoing and not self._refused:
             return self._capacity  # what we knew is old: try, it may refuse
         return self._room - self._unsent_submits - sum(count for _, count in self._unconfirmed)
 
@@ -170,11 +171,15 @@ class RayLane:
         reply_wanted = False
         for bundle in self._arrivals.feed(down.sequence, down):
             self._room = bundle.room
+            if bundle.room > 0:
+                self._refused = False
             while self._unconfirmed and self._unconfirmed[0][0] <= bundle.acknowledged:
                 self._unconfirmed.popleft()
             for message in bundle.messages:
                 if not isinstance(message, (Started, Item)):
                     self._inputs.discard(message.call_id)
+                if isinstance(message, Busy) and bundle.room <= 0:
+                    self._refused = True  # from now on we wait in line, rather than try our luck
                 self._listener.on_message(message)
             reply_wanted = reply_wanted or bundle.draining
         if self._room > 0:

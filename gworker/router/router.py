@@ -454,7 +454,13 @@ class Router:
                 )
                 return
             version = view.version
-            self._see(view)
+            try:
+                self._see(view)
+            except Exception as error:  # a fault of our own ends the calls; without this they would wait for ever
+                log.exception("%s: following the pool failed inside gworker", self._label)
+                reason = f"following the pool failed inside gworker: {type(error).__name__}: {error}"
+                self.close(PoolUnavailable(f"{self._label}: {reason}"))
+                return
 
     def _see(self, view: PoolView) -> None:
         self._view = view

@@ -492,14 +492,26 @@ def _weigh(instance: Instance, given: Input) -> float | BaseException:
     try:
         arguments = unpack(given.call.arguments)[1]
         weight = batch.weight(*arguments.values())
-        if isinstance(weight, bool) or not float(weight) >= 0 or float(weight) == float("inf"):
+        number = _as_weight(weight)
+        if number is None:
             raise ValueError(
                 f"the weight function of {instance.spec.name}.{given.method.name} returned {weight!r}: "
                 "it must return a finite number that is not negative"
             )
-        return float(weight)
+        return number
     except BaseException as error:
         return error
+
+
+def _as_weight(value: Any) -> float | None:
+    """`value` as a number that can be summed up, whatever kind of number it is; None if it is none."""
+    if isinstance(value, (bool, str, bytes)):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if 0.0 <= number < float("inf") else None
 
 
 def _kind(method: MethodSpec) -> str:

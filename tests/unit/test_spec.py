@@ -392,20 +392,25 @@ def test_keyword_only_arguments_of_a_batched_method_are_bound():
     assert spec.bind("E", (), {"b": 2, "a": 5}) == ((), {"a": 5, "b": 2})
 
 
-names = st.sampled_from(["a", "b", "c", "d"])
+names = st.sampled_from(["a", "b", "c", "d", "e", "x"])
 
 
 @given(
     st.integers(0, 3),
-    st.integers(0, 3),
+    st.integers(0, 2),
+    st.lists(st.sampled_from(["d", "e=0", "*args", "**kwargs"]), unique=True).map(sorted),
     st.lists(st.integers(), max_size=5).map(tuple),
     st.dictionaries(names, st.integers()),
     st.booleans(),
 )
-def test_binding_agrees_with_calling_the_function(required, optional, args, kwargs, batch):
-    words = ["a", "b", "c", "d", "e", "f"]
-    params = words[:required] + [f"{w}=0" for w in words[required : required + optional]]
-    if batch and not params:
+def test_binding_agrees_with_calling_the_function(required, optional, more, args, kwargs, batch):
+    words = ["a", "b", "c"]
+    by_position = words[:required] + [f"{w}=0" for w in words[required : required + optional]]
+    keyword_only = [word for word in more if "*" not in word]
+    star = ["*args"] if "*args" in more and not batch else ["*"] * bool(keyword_only)
+    rest = ["**kwargs"] if "**kwargs" in more and not batch else []
+    params = [*by_position, *star, *keyword_only, *rest]
+    if batch and not by_position and not keyword_only:
         return
     scope: dict[str, Any] = {}
     exec(f"def f(self, {', '.join(params)}): return dict(locals())", scope)

