@@ -92,9 +92,9 @@ class Controller:
             await self.ensure(definition)
         end = clock.now() + WATCH_S
         while True:
-            if self._stopping:
-                raise PoolUnavailable(f"the app {self._boot.app_name!r} is being stopped")
             pool = self._pools.get(key)
+            if pool is None and self._stopping:
+                raise PoolUnavailable(f"the app {self._boot.app_name!r} is being stopped")
             if pool is None:
                 raise PoolUnavailable(f"the app {self._boot.app_name!r} has no pool {key}")
             view = pool.view()
@@ -138,6 +138,8 @@ class Controller:
     async def stop(self, drain: bool) -> None:
         """Stop every worker, drained or not; returns when their processes are gone."""
         self._stopping = True
+        for pool in self._pools.values():
+            pool.closing = f"the app {self._boot.app_name!r} is being stopped"
         self._publish()
         workers = [(pool, worker) for pool in self._pools.values() for worker in list(pool.workers.values())]
         gone = [self._gone[worker.id] for _, worker in workers if worker.id in self._gone]
@@ -374,28 +376,23 @@ class Controller:
     def _affordable(self, pool: Pool, count: int) -> int:
         """How many of `count` workers to ask for: where the cluster cannot grow, no more than fit.
 
-        One that does not fit is asked for all the same, so that it is seen to wait. Growth past one worker leaves room
-        for one worker of every other class that has none: a class that calls another must not starve it.
+        The first worker and the floor are asked for all the same, so that they are seen to wait. Growth past that leaves
+        room for one worker of every other class that has none: a class that calls another must not starve it.
         """
         capacity = [w for w in pool.workers.values() if w.state is not WorkerState.DRAINING]
-        if not self._declared and self._boot.cluster_may_grow:
-            return count
         free: dict[str, float] = dict(ray.available_resources())  # type: ignore[no-untyped-call]
         for other in self._pools.values():
             for worker in other.workers.values():
-                if worker.placed is False:
+                if not worker.placed:
                     _subtract(free, requirement(other.definition.options))
-        fits_one = _how_often(requirement(pool.definition.options), free) >= 1
+        if self._boot.cluster_may_grow and _how_often(requirement(pool.definition.options), free) == 0:
+            return count  # what fits nowhere is for Ray's cluster autoscaler to see
         for name, options in self._declared.items():
             if name != pool.definition.key.class_name and not self._has_workers(name):
                 _subtract(free, requirement(options))
         fitting = _how_often(requirement(pool.definition.options), free)
-        if capacity or count > 1:
-            if self._boot.cluster_may_grow and not fits_one:
-                return count  # what does not fit anywhere is for Ray's cluster autoscaler to see
-            first = 0 if capacity else 1
-            return min(count, max(first, fitting))
-        return count
+        floor = max(1, pool.definition.options.min_workers)
+        return min(count, max(fitting, floor - len(capacity)))
 
     def _has_workers(self, class_name: str) -> bool:
         return any(p.workers for k, p in self._pools.items() if k.class_name == class_name)

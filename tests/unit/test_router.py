@@ -1,0 +1,1065 @@
+"""The router with a pool, workers and a clock of the test's own: every call ends, once, with the right thing."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import pytest
+
+from gworker import clock
+from gworker.errors import (
+    CallCancelled,
+    DeadlineExceeded,
+    GWorkerError,
+    PoolUnavailable,
+    QueueFull,
+    RemoteError,
+    StartupFailed,
+    WorkerLost,
+)
+from gworker.options import Options
+from gworker.retries import Retries
+from gworker.router import router as router_module
+from gworker.router.calls import RoutedCall
+from gworker.router.membership import Demand, PoolKey, PoolState, PoolView, WorkerView
+from gworker.router.router import DEMAND_PERIOD_S, EXPLAIN_AFTER_S, Link, Router, death_reason
+from gworker.wire import (
+    Busy,
+    Cancel,
+    Credit,
+    Ended,
+    Item,
+    Payload,
+    Raised,
+    Returned,
+    Started,
+    Submit,
+    pack,
+    pack_exception,
+    unpack,
+)
+
+KEY = PoolKey("Embedder")
+
+
+class FakeLane:
+    """A worker as far as a router can tell: what it was sent, and the room it says it has."""
+
+    def __init__(self, worker: WorkerView, link: Link, vouches: bool) -> None:
+        self.vouches_for_starts = vouches
+        self.link = link
+        self.sent: list[Any] = []
+        self.room = worker.capacity
+        self.wanted = 0
+        self.closed = False
+
+    def send(self, message: Any) -> None:
+        assert not self.closed
+        self.sent.append(message)
+        if isinstance(message, Submit):
+            self.room -= 1
+
+    def available(self) -> int:
+        return self.room
+
+    def want(self, count: int) -> None:
+        self.wanted = count
+
+    def close(self) -> None:
+        self.closed = True
+
+    def submits(self) -> list[Submit]:
+        return [m for m in self.sent if isinstance(m, Submit)]
+
+    def of(self, call: RoutedCall) -> list[Any]:
+        """What was sent about a call."""
+        return [m for m in self.sent if m.call_id == call.number]
+
+    # what the worker says
+
+    def says(self, *messages: Any) -> None:
+        """A bundle from the worker."""
+        for message in messages:
+            self.room += isinstance(message, (Returned, Raised, Ended))
+            self.link.on_message(message)
+        self.link.on_progress()
+
+    def returns(self, call: RoutedCall, value: Any = None) -> None:
+        self.says(Returned(call.number, pack(value), 0.0, 0.0))
+
+    def raises(self, call: RoutedCall, error: BaseException, batch_size: int = 1) -> None:
+        self.says(Raised(call.number, pack_exception(error), batch_size))
+
+    def dies(self, reason: str = "exit code 137") -> None:
+        self.link.on_broken(ConnectionError(reason))
+
+
+class FakePool:
+    """The controller, seen from a router."""
+
+    def __init__(self) -> None:
+        self.vouches = False
+        self.lanes: dict[str, FakeLane] = {}
+        self.made: list[FakeLane] = []
+        self.reports: list[Demand] = []
+        self.reported_at: list[float] = []
+        self.gone: Exception | None = None
+        self._view: PoolView | None = None
+        self._changed = asyncio.Event()
+        self._versions = itertools.count(1)
+
+    def show(self, *workers: str | WorkerView, capacity: int = 1, **about: Any) -> None:
+        """Publish a view: workers that are ready, by name, or as they are given."""
+        views = tuple(w if isinstance(w, WorkerView) else WorkerView(w, None, capacity, True) for w in workers)
+        self._view = PoolView(next(self._versions), PoolState.READY, views, **about)
+        self._changed.set()
+
+    def disappear(self, error: Exception) -> None:
+        self.gone = error
+        self._changed.set()
+
+    async def watch(self, key: PoolKey, version: int) -> PoolView:
+        assert key == KEY
+        while self._view is None or self._view.version <= version:
+            if self.gone is not None:
+                raise self.gone
+            await self._changed.wait()
+            self._changed.clear()
+        return self._view
+
+    def report(self, router: str, key: PoolKey, demand: Demand) -> None:
+        self.reports.append(demand)
+        self.reported_at.append(clock.now())
+
+    def make_lane(self, worker: WorkerView, router: str, link: Link) -> FakeLane:
+        lane = self.lanes[worker.id] = FakeLane(worker, link, self.vouches)
+        self.made.append(lane)
+        return lane
+
+
+class Outcome:
+    """Whoever waits for a call: everything it was told, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def returned(self, result: Payload) -> None:
+        self.told.append(("returned", unpack(result)))
+
+    def raised(self, error: BaseException) -> None:
+        self.told.append(error)
+
+    def item(self, item: Payload) -> None:
+        self.told.append(("item", unpack(item)))
+
+    def ended(self) -> None:
+        self.told.append("ended")
+
+    @property
+    def error(self) -> Any:
+        """The one thing it was told, an error."""
+        (error,) = self.told
+        assert isinstance(error, BaseException)
+        return error
+
+
+class Bench:
+    """A router, its pool, and calls to make."""
+
+    def __init__(self, timeline: Any) -> None:
+        self.timeline = timeline
+        self.pool = FakePool()
+        self.routers: list[Router] = []
+        self.router = self.make()
+
+    def make(self, **options: Any) -> Router:
+        router = Router(
+            KEY, "app/Embedder", Options.build(options, where="test"), self.pool, asyncio.get_running_loop()
+        )
+        self.routers.append(router)
+        self.router = router
+        return router
+
+    def new(
+        self,
+        *,
+        deadline_s: float | None = None,
+        retries: Any = 0,
+        size: int = 1,
+        sink: Any = None,
+        credit: int = 0,
+    ) -> RoutedCall:
+        return RoutedCall(
+            label="Embedder.embed",
+            method="embed",
+            arguments=Payload(b"x" * size),
+            parameters=None,
+            parameters_key="",
+            deadline=clock.deadline_after(deadline_s) if deadline_s is None else clock.now() + deadline_s,
+            timeout_s=None,
+            retries=Retries.of(retries),
+            credit=credit,
+            sink=sink or Outcome(),
+        )
+
+    async def call(self, **about: Any) -> RoutedCall:
+        call = self.new(**about)
+        self.router.submit(call)
+        await self.timeline.settle()
+        return call
+
+    async def calls(self, count: int, **about: Any) -> list[RoutedCall]:
+        return [await self.call(**about) for _ in range(count)]
+
+    async def show(self, *workers: str | WorkerView, **about: Any) -> None:
+        self.pool.show(*workers, **about)
+        await self.timeline.settle()
+
+    def lane(self, worker: str = "a") -> FakeLane:
+        return self.pool.lanes[worker]
+
+
+@pytest.fixture
+async def bench(timeline: Any) -> AsyncIterator[Bench]:
+    bench = Bench(timeline)
+    yield bench
+    for router in bench.routers:
+        router.close(PoolUnavailable("the test is over"))
+    await timeline.settle()
+
+
+def told(call: RoutedCall) -> list[Any]:
+    return call.sink.told  # type: ignore[attr-defined, no-any-return]
+
+
+def error_of(call: RoutedCall) -> Any:
+    return call.sink.error  # type: ignore[attr-defined]
+
+
+def sent_to(lane: FakeLane, calls: Iterable[RoutedCall]) -> list[int]:
+    """Which of `calls` were sent there, by their place among them, in the order they were sent."""
+    numbers = [c.number for c in calls]
+    return [numbers.index(m.call_id) for m in lane.submits()]
+
+
+# --- queue and choice --------------------------------------------------------------------------------------------
+
+
+async def test_calls_wait_for_a_worker_and_then_go_in_the_order_they_were_made(bench: Bench) -> None:
+    calls = await bench.calls(3)
+    await bench.show("a", capacity=8)
+    assert sent_to(bench.lane(), calls) == [0, 1, 2]
+    for call in calls:
+        bench.lane().returns(call, call.number)
+    assert [told(c) for c in calls] == [[("returned", c.number)] for c in calls]
+
+
+async def test_a_worker_is_sent_no_more_than_it_has_room_for_and_told_how_many_wait(bench: Bench) -> None:
+    await bench.show("a", capacity=2)
+    calls = await bench.calls(5)
+    assert sent_to(bench.lane(), calls) == [0, 1]
+    assert bench.lane().wanted == 3
+    bench.lane().returns(calls[1])
+    assert sent_to(bench.lane(), calls) == [0, 1, 2]
+    assert bench.lane().wanted == 2
+
+
+async def test_each_call_goes_to_the_least_loaded_worker(bench: Bench) -> None:
+    await bench.show(WorkerView("small", None, 2, True), WorkerView("large", None, 8, True))
+    calls = await bench.calls(5)
+    assert len(bench.lane("small").submits()) == 1
+    assert len(bench.lane("large").submits()) == 4
+    bench.lane("large").says(*(Returned(m.call_id, pack(None), 0.0, 0.0) for m in bench.lane("large").submits()))
+    more = await bench.call()
+    assert bench.lane("large").of(more)
+    assert not any(told(c) for c in calls if bench.lane("small").of(c))
+
+
+async def test_a_full_worker_is_passed_over_though_it_is_the_least_loaded_by_us(bench: Bench) -> None:
+    await bench.show("a", "b", capacity=4)
+    bench.lane("a").room = 0  # another router's inputs
+    (one, two) = await bench.calls(2)
+    assert bench.lane("b").of(one) and bench.lane("b").of(two)
+
+
+async def test_a_worker_that_is_not_ready_is_sent_nothing_and_what_runs_there_goes_on(bench: Bench) -> None:
+    await bench.show("a", capacity=8)
+    running = await bench.call()
+    await bench.show(WorkerView("a", None, 8, False))
+    waiting = await bench.call()
+    assert not bench.lane().of(waiting)
+    bench.lane().returns(running, 1)
+    assert told(running) == [("returned", 1)]
+    await bench.show("a", capacity=8)
+    assert bench.lane().of(waiting)
+
+
+async def test_a_worker_that_is_not_ready_any_more_is_not_asked_for_room(bench: Bench) -> None:
+    # It would offer its room, and be asked again, to and fro for as long as calls wait.
+    await bench.show("a", capacity=1)
+    await bench.calls(3)
+    assert bench.lane().wanted == 2
+    await bench.show(WorkerView("a", None, 1, False))
+    assert bench.lane().wanted == 0
+
+
+async def test_a_worker_that_left_the_pool_is_forgotten_when_our_last_call_there_has_ended(bench: Bench) -> None:
+    await bench.show("a", "b")
+    call = await bench.call()
+    await bench.show("b")
+    lane = bench.lane("a")
+    assert not lane.closed
+    lane.returns(call)
+    await bench.show("b")
+    assert lane.closed
+
+
+async def test_a_message_about_a_call_that_is_no_longer_there_is_ignored(bench: Bench) -> None:
+    await bench.show("a", "b")
+    call = await bench.call()
+    lane = bench.lane("a")
+    lane.says(Busy(call.number))
+    bench.lane("b").returns(call, 1)
+    lane.says(Returned(call.number, pack(2), 0.0, 0.0), Started(call.number), Ended(call.number + 1000))
+    assert told(call) == [("returned", 1)]
+
+
+# --- bounds ------------------------------------------------------------------------------------------------------
+
+
+async def test_the_queue_is_bounded_in_number(bench: Bench) -> None:
+    bench.make(max_pending=3)
+    await bench.calls(3)
+    with pytest.raises(QueueFull, match=r"app/Embedder: 3 calls already wait .*max_pending=3"):
+        await bench.call()
+
+
+async def test_calls_that_are_with_workers_take_no_room_in_the_queue(bench: Bench) -> None:
+    bench.make(max_pending=2)
+    await bench.show("a", capacity=100)
+    assert len(await bench.calls(50)) == 50
+
+
+async def test_the_queue_is_bounded_in_bytes(bench: Bench) -> None:
+    bench.make(max_pending_mb=1)
+    await bench.call(size=700_000)
+    with pytest.raises(QueueFull, match=r"max_pending_mb=1"):
+        await bench.call(size=700_000)
+    await bench.call(size=100_000)
+
+
+async def test_one_call_larger_than_the_bound_is_accepted_when_nothing_else_waits(bench: Bench) -> None:
+    bench.make(max_pending_mb=1)
+    await bench.call(size=5_000_000)
+
+
+async def test_a_call_that_was_refused_leaves_no_trace(bench: Bench) -> None:
+    router = bench.make(max_pending=1)
+    first = await bench.call()
+    with pytest.raises(QueueFull):
+        await bench.call()
+    assert router.unfinished == 1
+    router.cancel(first)
+    await bench.timeline.settle()
+    await bench.call()
+
+
+@pytest.mark.parametrize("how", ["sent", "cancelled", "expired"])
+async def test_whoever_waits_for_space_is_told_when_a_call_has_left_the_queue(bench: Bench, how: str) -> None:
+    router = bench.make(max_pending=1)
+    call = await bench.call(deadline_s=5)
+    space = router.when_space()
+    assert not space.done()
+    if how == "sent":
+        await bench.show("a")
+    elif how == "cancelled":
+        router.cancel(call)
+    await bench.timeline.advance(6)
+    assert space.done()
+
+
+async def test_with_nothing_in_the_queue_there_is_space(bench: Bench) -> None:
+    assert bench.router.when_space().done()
+
+
+async def test_whoever_gave_up_waiting_for_space_or_for_a_worker_harms_nobody(bench: Bench) -> None:
+    call = await bench.call()
+    for waiter in (bench.router.when_space(), bench.router.when_ready()):
+        asyncio.wrap_future(waiter).cancel()
+    await bench.show("a")
+    assert bench.lane().of(call)
+    bench.lane().returns(call, 1)
+    assert told(call) == [("returned", 1)]
+
+
+async def test_threads_may_submit_while_the_loop_runs(bench: Bench) -> None:
+    await bench.show("a", capacity=1000)
+    calls = [bench.new() for _ in range(200)]
+
+    def submit_some(part: int) -> None:
+        for call in calls[part::4]:
+            bench.router.submit(call)
+
+    threads = [threading.Thread(target=submit_some, args=(part,)) for part in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    await bench.timeline.settle()
+    assert sorted(sent_to(bench.lane(), calls)) == list(range(200))
+
+
+# --- busy --------------------------------------------------------------------------------------------------------
+
+
+async def test_calls_that_a_worker_refuses_go_back_to_the_head_of_the_queue_in_their_order(bench: Bench) -> None:
+    await bench.show("a", capacity=3)
+    calls = await bench.calls(5)
+    lane = bench.lane()
+    lane.room = 0
+    lane.says(*(Busy(c.number) for c in calls[:3]))
+    lane.room = 5
+    lane.says()
+    assert sent_to(lane, calls) == [0, 1, 2, 0, 1, 2, 3, 4]
+
+
+async def test_refused_calls_keep_their_order_when_the_refusals_come_one_by_one_and_mixed_up(bench: Bench) -> None:
+    await bench.show("a", capacity=4)
+    calls = await bench.calls(6)
+    lane = bench.lane()
+    lane.room = 0
+    for n in (2, 0, 3, 1):
+        lane.says(Busy(calls[n].number))
+    lane.room = 6
+    lane.says()
+    assert sent_to(lane, calls)[4:] == [0, 1, 2, 3, 4, 5]
+
+
+async def test_a_refused_call_is_no_attempt_and_goes_elsewhere(bench: Bench) -> None:
+    await bench.show("a", "b")
+    call = await bench.call()
+    bench.lane("a").room = 0
+    bench.lane("a").says(Busy(call.number))
+    assert [m.attempt for m in bench.lane("b").of(call)] == [1]
+
+
+async def test_a_refused_call_counts_against_the_bound_again(bench: Bench) -> None:
+    bench.make(max_pending=1)
+    await bench.show("a")
+    call = await bench.call()
+    bench.lane().room = 0
+    bench.lane().says(Busy(call.number))
+    with pytest.raises(QueueFull):
+        await bench.call()
+
+
+# --- workers that die --------------------------------------------------------------------------------------------
+
+
+async def test_without_a_vouching_lane_what_was_sent_counts_as_started(bench: Bench) -> None:
+    await bench.show("a", "b", capacity=4)
+    call = await bench.call()
+    bench.lane("a").dies("exit code 137")
+    error = error_of(call)
+    assert isinstance(error, WorkerLost)
+    for words in ("worker a", "Embedder.embed", "attempt 1", "exit code 137", "retries"):
+        assert words in str(error)
+    assert not bench.lane("b").sent
+
+
+async def test_with_a_vouching_lane_what_never_started_is_sent_elsewhere_silently(bench: Bench) -> None:
+    bench.pool.vouches = True
+    await bench.show("a", capacity=4)
+    started, staged = await bench.calls(2)
+    bench.lane("a").says(Started(started.number))
+    await bench.show("a", "b", capacity=4)
+    bench.lane("a").dies()
+    assert isinstance(error_of(started), WorkerLost)
+    assert [m.attempt for m in bench.lane("b").of(staged)] == [1]
+    bench.lane("b").returns(staged, 1)
+    assert told(staged) == [("returned", 1)]
+
+
+async def test_a_call_that_started_elsewhere_before_it_was_refused_here_has_not_started_here(bench: Bench) -> None:
+    bench.pool.vouches = True
+    await bench.show("a", "b", "c", capacity=1)
+    call = await bench.call(retries=1)
+    bench.lane("a").says(Started(call.number))
+    bench.lane("a").dies()
+    assert [m.attempt for m in bench.lane("b").of(call)] == [2]
+    bench.lane("b").dies()  # it had not started there
+    assert [m.attempt for m in bench.lane("c").of(call)] == [2]
+
+
+async def test_calls_of_a_dead_worker_go_to_the_head_in_their_order(bench: Bench) -> None:
+    bench.pool.vouches = True
+    await bench.show("a", capacity=3)
+    calls = await bench.calls(5)
+    bench.lane("a").dies()
+    await bench.show("b", capacity=8)
+    assert sent_to(bench.lane("b"), calls) == [0, 1, 2, 3, 4]
+
+
+async def test_a_lost_worker_is_retried_at_once_whatever_retry_on_says(bench: Bench) -> None:
+    await bench.show("a", "b")
+    call = await bench.call(retries=Retries(max_retries=1, initial_delay_s=60, retry_on=(KeyError,)))
+    bench.lane("a").dies()
+    assert [m.attempt for m in bench.lane("b").of(call)] == [2]
+    bench.lane("b").dies()
+    assert isinstance(error_of(call), WorkerLost)
+    assert "attempt 2" in str(error_of(call))
+
+
+async def test_a_stream_is_not_retried_after_its_first_item(bench: Bench) -> None:
+    await bench.show("a", capacity=4)
+    fresh, flowing = await bench.calls(2, retries=5)
+    bench.lane().says(Item(flowing.number, pack(1)))
+    bench.lane().dies()
+    assert [type(t) for t in told(flowing)] == [tuple, WorkerLost]
+    await bench.show("b", capacity=4)
+    assert [m.attempt for m in bench.lane("b").of(fresh)] == [2]
+    assert not bench.lane("b").of(flowing)
+
+
+async def test_a_stream_that_raises_after_its_first_item_is_not_retried_either(bench: Bench) -> None:
+    await bench.show("a")
+    call = await bench.call(retries=5)
+    bench.lane().says(Item(call.number, pack(1)))
+    bench.lane().raises(call, ValueError("x"))
+    assert [type(t) for t in told(call)] == [tuple, ValueError]
+
+
+# --- retries -----------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_method_raises_is_raised(bench: Bench) -> None:
+    await bench.show("a")
+    call = await bench.call()
+    bench.lane().raises(call, KeyError("k"))
+    assert isinstance(error_of(call), KeyError)
+    assert "KeyError" in str(error_of(call).__cause__)
+
+
+async def test_a_raised_exception_is_retried_after_backoff_as_often_as_allowed(bench: Bench) -> None:
+    await bench.show("a")
+    call = await bench.call(retries=Retries(max_retries=2, initial_delay_s=1, backoff_coefficient=3))
+    lane = bench.lane()
+    for delay_s, attempts in ((1.0, 2), (3.0, 3)):
+        lane.raises(call, ValueError("x"))
+        await bench.timeline.advance(delay_s - 0.01)
+        assert len(lane.of(call)) == attempts - 1
+        await bench.timeline.advance(0.01)
+        assert [m.attempt for m in lane.of(call)] == list(range(1, attempts + 1))
+        assert told(call) == []
+    lane.raises(call, ValueError("the last"))
+    assert str(error_of(call)) == "the last"
+    await bench.timeline.advance(100)
+    assert len(lane.of(call)) == 3
+
+
+async def test_only_what_retry_on_names_is_retried(bench: Bench) -> None:
+    await bench.show("a")
+    retries = Retries(max_retries=3, initial_delay_s=0, retry_on=(OSError,))
+    other, same = await bench.call(retries=retries), None
+    bench.lane().raises(other, ValueError("x"))
+    assert isinstance(error_of(other), ValueError)
+    same = await bench.call(retries=retries)
+    bench.lane().raises(same, FileNotFoundError("x"))
+    await bench.timeline.settle()
+    assert len(bench.lane().of(same)) == 2
+
+
+async def test_a_remote_error_counts_as_what_was_raised_in_the_worker(bench: Bench) -> None:
+    class Unpicklable(ConnectionError):
+        def __reduce__(self) -> Any:
+            raise TypeError("no")
+
+    await bench.show("a")
+    call = await bench.call(retries=Retries(max_retries=1, initial_delay_s=0, retry_on=(ConnectionError,)))
+    bench.lane().raises(call, Unpicklable("x"))
+    await bench.timeline.settle()
+    assert len(bench.lane().of(call)) == 2
+    bench.lane().raises(call, Unpicklable("x"))
+    assert isinstance(error_of(call), RemoteError)
+
+
+async def test_an_execution_that_took_too_long_may_be_retried_a_call_that_did_may_not(bench: Bench) -> None:
+    await bench.show("a")
+    execution, call = await bench.call(retries=Retries(max_retries=1, initial_delay_s=0)), None
+    bench.lane().raises(execution, DeadlineExceeded("slow", limit="timeout_s"))
+    await bench.timeline.settle()
+    assert [m.attempt for m in bench.lane().of(execution)] == [1, 2]
+    bench.lane().returns(execution)
+    call = await bench.call(retries=1)
+    bench.lane().raises(call, DeadlineExceeded("late", limit="deadline_s"))
+    assert isinstance(error_of(call), DeadlineExceeded)
+
+
+async def test_inputs_of_a_failed_batch_are_retried_in_halves_until_each_is_alone(bench: Bench) -> None:
+    await bench.show("a")
+    call = await bench.call(retries=Retries(max_retries=9, initial_delay_s=0))
+    for size in (7, 4, 2, 1):
+        bench.lane().raises(call, ValueError("poisoned"), batch_size=size)
+        await bench.timeline.settle()
+    assert [m.batch_cap for m in bench.lane().of(call)] == [0, 4, 2, 1, 1]
+
+
+async def test_a_cap_never_grows_again(bench: Bench) -> None:
+    await bench.show("a")
+    call = await bench.call(retries=Retries(max_retries=9, initial_delay_s=0))
+    for size in (2, 64):
+        bench.lane().raises(call, ValueError("poisoned"), batch_size=size)
+        await bench.timeline.settle()
+    assert [m.batch_cap for m in bench.lane().of(call)] == [0, 1, 1]
+
+
+async def test_a_plain_call_that_is_retried_has_no_cap(bench: Bench) -> None:
+    await bench.show("a")
+    call = await bench.call(retries=Retries(max_retries=1, initial_delay_s=0))
+    bench.lane().raises(call, ValueError("x"))
+    await bench.timeline.settle()
+    assert [m.batch_cap for m in bench.lane().of(call)] == [0, 0]
+
+
+async def test_while_a_call_backs_off_it_can_be_cancelled(bench: Bench) -> None:
+    await bench.show("a")
+    call = await bench.call(retries=3)
+    bench.lane().raises(call, ValueError("x"))
+    bench.router.cancel(call)
+    await bench.timeline.advance(100)
+    assert isinstance(error_of(call), CallCancelled)
+    assert len(bench.lane().of(call)) == 1
+
+
+# --- deadlines ---------------------------------------------------------------------------------------------------
+
+
+async def test_the_time_that_is_left_travels_with_the_call(bench: Bench) -> None:
+    call = await bench.call(deadline_s=10)
+    await bench.timeline.advance(4)
+    await bench.show("a")
+    (submit,) = bench.lane().of(call)
+    assert submit.deadline_left_s == pytest.approx(6)
+
+
+async def test_a_call_without_a_deadline_waits(bench: Bench) -> None:
+    call = await bench.call()
+    await bench.timeline.advance(300)
+    assert told(call) == []
+    assert call.message().deadline_left_s is None
+
+
+async def test_a_call_that_never_reached_a_worker_because_none_was_ready_is_pool_unavailable(bench: Bench) -> None:
+    await bench.show(waiting_for="2 starting (on_enter is running)")
+    call = await bench.call(deadline_s=5)
+    await bench.timeline.advance(5)
+    error = error_of(call)
+    assert isinstance(error, PoolUnavailable)
+    assert str(error) == (
+        "Embedder.embed passed its deadline_s after 5 s without a worker: 2 starting (on_enter is running)"
+    )
+
+
+async def test_before_the_controller_has_answered_that_is_what_calls_wait_for(bench: Bench) -> None:
+    call = await bench.call(deadline_s=5)
+    await bench.timeline.advance(5)
+    assert isinstance(error_of(call), PoolUnavailable)
+    assert "the controller's first answer" in str(error_of(call))
+
+
+async def test_a_call_that_found_every_worker_busy_says_so(bench: Bench) -> None:
+    await bench.show("a")
+    first, second = await bench.calls(2, deadline_s=5)
+    await bench.timeline.advance(5)
+    error = error_of(second)
+    assert isinstance(error, DeadlineExceeded)
+    assert (error.limit, error.where) == ("deadline_s", "queue")
+    assert "5 s in the queue" in str(error) and "busy" in str(error)
+    assert error_of(first).where == "worker"
+
+
+async def test_a_call_that_ran_too_long_says_where_the_time_went_and_its_worker_is_told(bench: Bench) -> None:
+    call = await bench.call(deadline_s=5)
+    await bench.timeline.advance(2)
+    await bench.show("a")
+    await bench.timeline.advance(3)
+    error = error_of(call)
+    assert isinstance(error, DeadlineExceeded) and isinstance(error, TimeoutError)
+    assert (error.limit, error.where) == ("deadline_s", "worker")
+    assert "2 s queued, 3 s in a worker" in str(error)
+    assert Cancel(call.number) in bench.lane().sent
+
+
+async def test_the_deadline_covers_retries_and_their_backoff(bench: Bench) -> None:
+    await bench.show("a")
+    call = await bench.call(deadline_s=5, retries=Retries(max_retries=99, initial_delay_s=2))
+    bench.lane().raises(call, ValueError("x"))
+    await bench.timeline.advance(2)
+    bench.lane().raises(call, ValueError("x"))
+    await bench.timeline.advance(3)
+    assert isinstance(error_of(call), DeadlineExceeded)
+    await bench.timeline.advance(100)
+    assert len(bench.lane().of(call)) == 2
+
+
+async def test_a_call_whose_deadline_has_passed_already_is_not_sent(bench: Bench) -> None:
+    # A nested call inherits the deadline of a call that has run out of time.
+    await bench.show("a")
+    call = await bench.call(deadline_s=-1)
+    assert isinstance(error_of(call), DeadlineExceeded)
+    assert not bench.lane().sent
+
+
+async def test_a_call_that_has_ended_leaves_no_timer_behind(bench: Bench) -> None:
+    await bench.show("a")
+    await bench.timeline.advance(10)
+    before = bench.timeline.timers()
+    call = await bench.call(deadline_s=1000)
+    bench.lane().returns(call)
+    await bench.timeline.advance(10)
+    assert bench.timeline.timers() == before
+
+
+# --- cancel ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_queued_call_that_is_cancelled_is_never_sent(bench: Bench) -> None:
+    first, second, third = await bench.calls(3)
+    bench.router.cancel(second)
+    await bench.show("a", capacity=8)
+    assert isinstance(error_of(second), CallCancelled)
+    assert sent_to(bench.lane(), [first, second, third]) == [0, 2]
+
+
+async def test_a_running_call_that_is_cancelled_is_cancelled_in_its_worker(bench: Bench) -> None:
+    await bench.show("a")
+    call = await bench.call()
+    bench.router.cancel(call)
+    await bench.timeline.settle()
+    assert isinstance(error_of(call), CallCancelled)
+    assert "Embedder.embed" in str(error_of(call))
+    assert bench.lane().sent[-1] == Cancel(call.number)
+    bench.lane().says(Returned(call.number, pack(1), 0.0, 0.0))
+    assert len(told(call)) == 1
+
+
+async def test_cancelling_touches_nobody_else(bench: Bench) -> None:
+    await bench.show("a", capacity=16)
+    calls = await bench.calls(16)
+    bench.router.cancel(calls[5])
+    await bench.timeline.settle()
+    for call in calls:
+        bench.lane().returns(call, call.number)
+    assert [told(c) for n, c in enumerate(calls) if n != 5] == [
+        [("returned", c.number)] for n, c in enumerate(calls) if n != 5
+    ]
+
+
+async def test_cancelling_what_has_ended_changes_nothing(bench: Bench) -> None:
+    await bench.show("a")
+    call = await bench.call()
+    bench.lane().returns(call, 1)
+    sent = len(bench.lane().sent)
+    bench.router.cancel(call)
+    await bench.timeline.settle()
+    assert told(call) == [("returned", 1)]
+    assert len(bench.lane().sent) == sent
+
+
+async def test_a_dead_worker_is_told_nothing(bench: Bench) -> None:
+    await bench.show("a")
+    call = await bench.call(retries=1)
+    bench.lane().dies()
+    sent = len(bench.lane().sent)
+    bench.router.cancel(call)
+    await bench.timeline.settle()
+    assert len(bench.lane().sent) == sent
+
+
+async def test_calls_that_are_cancelled_while_another_waits_at_the_head_are_not_kept(bench: Bench) -> None:
+    await bench.call()
+    for _ in range(1000):
+        call = await bench.call()
+        bench.router.cancel(call)
+        await bench.timeline.settle()
+    assert len(bench.router._pending) < 200
+    assert bench.router.unfinished == 1
+
+
+# --- streams -----------------------------------------------------------------------------------------------------
+
+
+async def test_the_items_of_a_stream_come_in_order_and_then_its_end(bench: Bench) -> None:
+    await bench.show("a")
+    call = await bench.call(credit=16)
+    assert bench.lane().submits()[0].credit == 16
+    bench.lane().says(Item(call.number, pack(1)), Item(call.number, pack(2)))
+    bench.lane().says(Item(call.number, pack(3)), Ended(call.number))
+    assert told(call) == [("item", 1), ("item", 2), ("item", 3), "ended"]
+
+
+async def test_room_that_a_consumer_makes_is_granted_to_the_worker(bench: Bench) -> None:
+    await bench.show("a")
+    call = await bench.call()
+    bench.router.grant(call, 8)
+    await bench.timeline.settle()
+    assert bench.lane().sent[-1] == Credit(call.number, 8)
+
+
+async def test_nothing_is_granted_to_a_stream_that_has_ended_or_waits(bench: Bench) -> None:
+    waiting = await bench.call()
+    bench.router.grant(waiting, 8)
+    await bench.show("a")
+    bench.lane().says(Ended(waiting.number))
+    bench.router.grant(waiting, 8)
+    await bench.timeline.settle()
+    assert not any(isinstance(m, Credit) for m in bench.lane().sent)
+
+
+# --- the pool ----------------------------------------------------------------------------------------------------
+
+
+async def test_when_the_pool_has_failed_those_that_wait_are_told_and_those_that_come_too(bench: Bench) -> None:
+    waiting = await bench.call()
+    await bench.show(failure=StartupFailed("Embedder: ValueError: no model"))
+    late = await bench.call()
+    for call in (waiting, late):
+        assert isinstance(error_of(call), StartupFailed)
+    assert bench.router.unfinished == 0
+
+
+async def test_a_failed_scale_up_fails_no_call_while_a_worker_serves(bench: Bench) -> None:
+    await bench.show("a", failure=StartupFailed("no"))
+    running, waiting = await bench.calls(2)
+    assert told(running) == told(waiting) == []
+    bench.lane().returns(running)
+    assert bench.lane().of(waiting)
+
+
+async def test_a_pool_that_recovers_serves_again(bench: Bench) -> None:
+    await bench.show(failure=StartupFailed("no"))
+    await bench.call()
+    await bench.show("a")
+    call = await bench.call()
+    assert bench.lane().of(call)
+
+
+async def test_a_controller_that_is_gone_ends_every_call_with_its_reason(bench: Bench) -> None:
+    await bench.show("a")
+    running, waiting = await bench.calls(2)
+    bench.pool.disappear(ConnectionError("The actor is dead because its owner has died. Some common causes include"))
+    await bench.timeline.settle()
+    for call in (running, waiting):
+        assert isinstance(error_of(call), PoolUnavailable)
+        assert "app/Embedder" in str(error_of(call)) and "its owner has died" in str(error_of(call))
+    with pytest.raises(PoolUnavailable):
+        await bench.call()
+
+
+async def test_the_controllers_own_words_are_passed_on(bench: Bench) -> None:
+    call = await bench.call()
+    bench.pool.disappear(PoolUnavailable("the app 'x' is being stopped"))
+    await bench.timeline.settle()
+    assert str(error_of(call)) == "the app 'x' is being stopped"
+
+
+async def test_whoever_waits_for_a_worker_is_told_of_the_first_or_of_the_failure(bench: Bench) -> None:
+    ready = bench.router.when_ready()
+    await bench.show()
+    assert not ready.done()
+    await bench.show("a")
+    assert ready.done() and ready.exception() is None
+    await bench.show(failure=StartupFailed("no"))
+    late = bench.router.when_ready()
+    await bench.timeline.settle()
+    assert isinstance(late.exception(0), StartupFailed)
+
+
+async def test_what_the_user_should_be_told_is_told_once(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_module, "_noticed", set())
+    await bench.show("a", notice="it runs without a GPU")
+    await bench.show("a", "b", notice="it runs without a GPU")
+    assert [r.message for r in caplog.records] == ["it runs without a GPU"]
+
+
+async def test_while_calls_wait_the_log_says_for_what(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    await bench.show(waiting_for="waiting for GPU A100 x1")
+    await bench.calls(2)
+    with caplog.at_level(logging.WARNING, "gworker.router"):
+        await bench.timeline.advance(EXPLAIN_AFTER_S + 0.1)
+        assert ["2 calls wait" in r.message and "GPU A100 x1" in r.message for r in caplog.records] == [True]
+        await bench.timeline.advance(6 * EXPLAIN_AFTER_S)
+        assert len(caplog.records) == 2
+        await bench.show("a", capacity=8)
+        caplog.clear()
+        await bench.timeline.advance(100)
+        assert not caplog.records
+
+
+# --- demand ------------------------------------------------------------------------------------------------------
+
+
+async def test_the_first_call_without_a_worker_is_reported_at_once(bench: Bench) -> None:
+    await bench.show()
+    await bench.call()
+    assert bench.pool.reports == [Demand(1, 0)]
+
+
+async def test_demand_is_repeated_while_there_is_any_and_withdrawn_once(bench: Bench) -> None:
+    await bench.show("a")
+    running, waiting = await bench.calls(2)
+    await bench.timeline.advance(1.0)
+    assert bench.pool.reports[-1] == Demand(1, 1)
+    assert len(bench.pool.reports) == round(1.0 / DEMAND_PERIOD_S)
+    bench.lane().returns(running)
+    bench.lane().returns(waiting)
+    await bench.timeline.advance(10.0)
+    assert bench.pool.reports[-1] == Demand(0, 0)
+    assert bench.pool.reports.count(Demand(0, 0)) == 1
+
+
+async def test_a_burst_shorter_than_a_period_is_seen(bench: Bench) -> None:
+    await bench.show("a")
+    bench.lane().returns(await bench.call())
+    await bench.timeline.advance(DEMAND_PERIOD_S)
+    assert bench.pool.reports == [Demand(0, 1)]
+
+
+async def test_calls_that_were_cancelled_are_no_demand(bench: Bench) -> None:
+    await bench.show("a")
+    calls = await bench.calls(6)
+    for call in calls[2:]:
+        bench.router.cancel(call)
+    await bench.timeline.advance(1.0)
+    assert bench.pool.reports[-1] == Demand(1, 1)
+    assert bench.lane().wanted == 1
+
+
+async def test_a_call_that_backs_off_is_demand_until_it_has_ended(bench: Bench) -> None:
+    await bench.show("a")
+    call = await bench.call(retries=Retries(max_retries=1, initial_delay_s=50))
+    bench.lane().raises(call, ValueError("x"))
+    await bench.timeline.advance(1.0)
+    assert bench.pool.reports[-1] == Demand(1, 0)
+    bench.router.cancel(call)
+    await bench.timeline.advance(1.0)
+    assert bench.pool.reports[-1] == Demand(0, 0)
+
+
+# --- whoever waits -----------------------------------------------------------------------------------------------
+
+
+class Gone(Outcome):
+    """A consumer whose event loop has been closed: whatever it is told raises."""
+
+    def returned(self, result: Payload) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    def raised(self, error: BaseException) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    item = returned
+
+    def ended(self) -> None:
+        raise RuntimeError("Event loop is closed")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        lambda n: Returned(n, pack(1), 0.0, 0.0),
+        lambda n: Raised(n, pack_exception(ValueError("x")), 1),
+        lambda n: Item(n, pack(1)),
+        Ended,
+    ],
+    ids=["returned", "raised", "item", "ended"],
+)
+async def test_a_consumer_that_is_gone_keeps_nobody_elses_result_back(bench: Bench, word: Any) -> None:
+    await bench.show("a", capacity=4)
+    gone, other = await bench.call(sink=Gone()), await bench.call()
+    bench.lane().says(word(gone.number), Returned(other.number, pack(1), 0.0, 0.0))
+    assert told(other) == [("returned", 1)]
+
+
+async def test_a_consumer_that_is_gone_does_not_keep_a_dead_workers_other_calls_waiting(bench: Bench) -> None:
+    await bench.show("a", capacity=4)
+    await bench.call(sink=Gone())
+    other = await bench.call()
+    bench.lane().dies()
+    assert isinstance(error_of(other), WorkerLost)
+
+
+# --- closing -----------------------------------------------------------------------------------------------------
+
+
+async def test_closing_ends_every_call_there_is_and_every_later_one(bench: Bench) -> None:
+    await bench.show("a")
+    running, waiting = await bench.calls(2)
+    backing_off = await bench.call(retries=1)
+    reason = PoolUnavailable("the app 'x' was stopped")
+    bench.router.close(reason)
+    await bench.timeline.settle()
+    for call in (running, waiting, backing_off):
+        assert error_of(call) is reason
+    assert Cancel(running.number) in bench.lane().sent
+    assert bench.lane().closed
+    with pytest.raises(PoolUnavailable):
+        await bench.call()
+    assert bench.router.unfinished == 0
+
+
+async def test_a_call_that_was_accepted_while_the_router_closes_ends_too(bench: Bench) -> None:
+    call = bench.new()
+    bench.router.submit(call)
+    bench.router.close(PoolUnavailable("stopped"))
+    await bench.timeline.settle()
+    assert isinstance(error_of(call), PoolUnavailable)
+
+
+async def test_closing_lets_go_whoever_waits_for_space_or_a_worker(bench: Bench) -> None:
+    await bench.call()
+    space, ready = bench.router.when_space(), bench.router.when_ready()
+    bench.router.close(PoolUnavailable("stopped"))
+    await bench.timeline.settle()
+    assert space.done()
+    assert isinstance(ready.exception(0), PoolUnavailable)
+    assert bench.router.when_space().done()
+
+
+async def test_a_closed_router_reports_nothing_and_leaves_no_timer(bench: Bench) -> None:
+    await bench.show()
+    await bench.calls(3, deadline_s=100)
+    await bench.timeline.advance(1.0)
+    bench.router.close(PoolUnavailable("stopped"))
+    await bench.timeline.settle()
+    reports = len(bench.pool.reports)
+    assert bench.timeline.timers() == 0
+    await bench.timeline.advance(10.0)
+    assert len(bench.pool.reports) == reports
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "RuntimeError"),
+        ("first line\nsecond", "first line"),
+        (
+            "The actor died.\n\tclass_name: X\nThe actor is dead because its worker process has died. Worker exit "
+            "type: SYSTEM_ERROR. Some common causes include: (1)",
+            "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR",
+        ),
+    ],
+)
+def test_the_reason_of_a_death_is_one_line(text: str, reason: str) -> None:
+    assert death_reason(RuntimeError(text)) == reason
+
+
+def test_every_end_of_a_call_is_a_gworker_error_or_the_methods_own() -> None:
+    assert issubclass(WorkerLost, GWorkerError) and issubclass(CallCancelled, GWorkerError)
