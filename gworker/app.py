@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import builtins
+import concurrent.futures
 import html
 import logging
 import os
@@ -32,6 +33,7 @@ from gworker.parameters import MISSING
 from gworker.probe import Probe
 from gworker.retries import Retries
 from gworker.router.client import AppClient
+from gworker.router.router import EXPLAIN_AFTER_S
 
 log = logging.getLogger("gworker")
 T = TypeVar("T")
@@ -228,10 +230,13 @@ class App:
         return client
 
     def _raise_floors(self, client: AppClient) -> None:
-        """See that every class with a floor has it, and wait until each serves."""
+        """See that every class with a floor has it, and wait until it has."""
         with_floor = [cls for cls in self.classes.values() if cls.spec.options.min_workers and _has_defaults(cls)]
-        for ready in [cls()._router().when_ready() for cls in with_floor]:
-            ready.result()
+        waits = [(router := cls()._router(), router.when_ready(cls.spec.options.min_workers)) for cls in with_floor]
+        for router, floor in waits:
+            while not concurrent.futures.wait([floor], EXPLAIN_AFTER_S).done:
+                log.warning("%s: waiting for the floor of %s: %s", self.name, router.key, router.missing())
+            floor.result()
 
     def status(self) -> AppStatus:
         """Pools, workers, states and counters at this moment. Starts nothing."""

@@ -225,7 +225,7 @@ def refuse_bare(decorator: str, bare: tuple[object, ...], write: str | None = No
     write = write or f"@{decorator}()"
     if not bare:
         return
-    if len(bare) == 1 and _is_decorated(bare[0]):
+    if _is_decorated(bare[0]):
         raise InvalidDefinition(
             f"{_name(bare[0])}: @{decorator} was written without parentheses, did you forget them? Write {write}"
         )
@@ -296,10 +296,10 @@ def _refuse_what_is_no_function(decorator: str, fn: Any) -> None:
 
 
 def _is_decorated(value: object) -> bool:
-    return inspect.isroutine(value) or inspect.isclass(value) or isinstance(value, (property, staticmethod))
+    return inspect.isroutine(value) or isinstance(value, (type, property))
 
 
 def _name(value: object) -> str:
-    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
+    name = getattr(value, "__qualname__", None)
     # What a function inside a function is called: the part a reader knows.
     return name.rpartition("<locals>.")[2] if isinstance(name, str) else checks.shown(value)

@@ -5,12 +5,9 @@ Parameter values are told apart by it: equal ones share batches and pools.
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import hashlib
 import sys
 import types
-from collections.abc import Mapping
 from typing import Any
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
@@ -30,8 +27,6 @@ def _text(value: Any, inside: tuple[int, ...]) -> str:
     kind = type(value)
     if kind in _PLAIN:
         return f"{kind.__name__}:{value!r}"
-    if isinstance(value, enum.Enum):
-        return f"{_path(kind)}.{value.name}" if value.name else f"{_path(kind)}({value.value!r})"
     if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
         return _importable(value)
     if id(value) in inside:
@@ -42,19 +37,12 @@ def _text(value: Any, inside: tuple[int, ...]) -> str:
     if kind in (set, frozenset):
         return f"{kind.__name__}({','.join(sorted(_text(v, inside) for v in value))})"
     if kind in (dict, types.MappingProxyType):
-        return _mapping("dict", value, inside)
-    if dataclasses.is_dataclass(value):
-        return _mapping(_path(kind), {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, inside)
+        return f"dict({','.join(sorted(f'{_text(k, inside)}={_text(v, inside)}' for k, v in value.items()))})"
     if hasattr(kind, "__pydantic_fields__"):
         # Not by its reduction: that remembers which fields were set explicitly.
-        parts = (value.__dict__, value.__pydantic_extra__ or {}, value.__pydantic_private__ or {})
+        parts = (value.__dict__, value.__pydantic_extra__, value.__pydantic_private__)
         return f"{_path(kind)}({','.join(_text(part, inside) for part in parts)})"
     return _reduced(value, inside)
-
-
-def _mapping(name: str, value: Mapping[Any, Any], inside: tuple[int, ...]) -> str:
-    pairs = sorted(f"{_text(k, inside)}={_text(v, inside)}" for k, v in value.items())
-    return f"{name}({','.join(pairs)})"
 
 
 def _reduced(value: Any, inside: tuple[int, ...]) -> str:
@@ -70,7 +58,7 @@ def _reduced(value: Any, inside: tuple[int, ...]) -> str:
 
 def _importable(value: Any) -> str:
     """A class or function by its name, if that name leads to it; else by its code."""
-    found: Any = sys.modules.get(value.__module__ or "builtins")
+    found: Any = sys.modules.get(value.__module__)
     for name in value.__qualname__.split("."):
         found = getattr(found, name, None)
     if found is value:

@@ -53,8 +53,7 @@ def _bind(obj: object, call: Mapping[str, Any] | None, worker: Mapping[str, Any]
 
 def _forget(binding: Binding) -> None:
     # Called before the object's memory is free again, so the identity cannot be another object's yet.
-    if _bindings.get(binding.key) is binding:
-        del _bindings[binding.key]
+    _bindings.pop(binding.key, None)
 
 
 def bind_instance(instance: object, worker_values: Mapping[str, Any]) -> None:

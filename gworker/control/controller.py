@@ -376,7 +376,7 @@ class Controller:
     def _affordable(self, pool: Pool, count: int) -> int:
         """How many of `count` workers to ask for: where the cluster cannot grow, no more than fit.
 
-        The first worker and the floor are asked for all the same, so that they are seen to wait. Growth past that leaves
+        The first worker and the floor are asked for all the same, and are seen to wait. Growth past that leaves
         room for one worker of every other class that has none: a class that calls another must not starve it.
         """
         capacity = [w for w in pool.workers.values() if w.state is not WorkerState.DRAINING]

@@ -218,11 +218,14 @@ class Pool:
             self.waiting_for(),
             None if failure is None else str(failure),
             self.notice,
+            self.supervisor.last_error,
         )
         if told != self._told:
             self._told = told
             self.version += 1
-        return PoolView(self.version, self.state, workers, self.waiting_for(), failure, self.notice)
+        return PoolView(
+            self.version, self.state, workers, self.waiting_for(), failure, self.notice, self.supervisor.last_error
+        )
 
     def status(self, now: float) -> PoolStatus:
         """The pool as people see it."""

@@ -49,7 +49,7 @@ class WorkerView:
 class PoolView:
     """A pool as routers see it. `failure` is what waiting calls are to raise; `waiting_for` what they wait for.
 
-    `notice` is something the user should be told once.
+    `notice` is something the user should be told once. `start_error` is the traceback of the last start if it failed.
     """
 
     version: int
@@ -58,6 +58,7 @@ class PoolView:
     waiting_for: str = ""
     failure: GWorkerError | None = None
     notice: str = ""
+    start_error: str | None = None
 
 
 @dataclass(frozen=True)

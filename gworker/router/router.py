@@ -114,7 +114,7 @@ class Router:
         self._finished_lately = False
         self._report_timer: asyncio.TimerHandle | None = None
         self._explain_timer: asyncio.TimerHandle | None = None
-        self._ready_waiters: list[concurrent.futures.Future[None]] = []
+        self._ready_waiters: list[tuple[concurrent.futures.Future[None], int]] = []
         self._watcher: concurrent.futures.Future[None] = asyncio.run_coroutine_threadsafe(self._watch(), loop)
 
     # --- from any thread ------------------------------------------------------------------------------------------
@@ -162,32 +162,36 @@ class Router:
 
     def waiting_for(self) -> str:
         """What queued calls wait for, in words; empty when workers serve."""
-        view = self._view
-        if view is None:
-            return "the controller's first answer"
-        return "" if any(link.ready for link in self._links.values()) else view.waiting_for
+        return "" if any(link.ready for link in self._links.values()) else self.missing()
 
-    def when_ready(self) -> concurrent.futures.Future[None]:
-        """Ends when a worker serves; raises the pool's failure when there is no hope of one."""
+    def missing(self) -> str:
+        """What the pool lacks, in words, whether or not some workers serve."""
+        view = self._view
+        return "the controller's first answer" if view is None else view.waiting_for
+
+    def when_ready(self, count: int = 1) -> concurrent.futures.Future[None]:
+        """Ends when `count` workers serve, or fewer while another fails to start; raises the failure of the pool."""
         ready = _waiter()
 
         def check() -> None:
-            self._ready_waiters.append(ready)
+            self._ready_waiters.append((ready, count))
             self._tell_ready_waiters()
 
         self._soon(check)
         return ready
 
     def _tell_ready_waiters(self) -> None:
-        failure = self._closed or (self._view.failure if self._view is not None else None)
-        if not self._has_ready_links() and failure is None:
-            return
+        view = self._view
+        failure = self._closed or (view.failure if view is not None else None)
+        ready = sum(link.ready and not link.broken for link in self._links.values())
         waiters, self._ready_waiters = self._ready_waiters, []
-        for waiter in waiters:
-            if self._has_ready_links():
+        for waiter, count in waiters:
+            if ready >= count or (ready and view is not None and view.start_error is not None):
                 waiter.set_result(None)
             elif failure is not None:
                 waiter.set_exception(failure)
+            else:
+                self._ready_waiters.append((waiter, count))
 
     @property
     def unfinished(self) -> int:

@@ -1,4 +1,4 @@
-"""What the cluster tests share: doors that workers wait at, process ids of workers, scripts in processes of their own."""
+"""What the cluster tests share: an app for each file, doors that workers wait at, scripts in processes of their own."""
 
 from __future__ import annotations
 
@@ -18,6 +18,16 @@ import psutil
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def shared_app(request: pytest.FixtureRequest, ray_cluster: None) -> Iterator[Any]:
+    """One app for the tests of a file that neither stop it nor ask for all of its pools: it saves a second for each."""
+    import gworker as gw
+
+    app = gw.App(f"{request.module.__name__.rsplit('.', 1)[-1]}-{os.getpid()}")
+    yield app
+    app.stop(drain=False)
 
 
 class Gate:
@@ -48,7 +58,7 @@ class Gate:
     async def wait_async(self, timeout_s: float = 60.0) -> None:
         """The same for a coroutine."""
         end = time.monotonic() + timeout_s
-        while not self.is_open and time.monotonic() < end:
+        while not self.is_open and time.monotonic() < end:  # noqa: ASYNC110  # another process opens it
             await asyncio.sleep(0.005)
 
 

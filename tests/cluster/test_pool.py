@@ -41,63 +41,65 @@ def test_run_begins_with_the_whole_floor_up_and_ends_with_no_process_left(
     assert not app.status().running
 
 
-def test_the_first_call_starts_a_worker_from_zero_and_later_ones_find_it(app: Any, pids: Any) -> None:
+def test_the_first_call_starts_a_worker_and_later_ones_find_it_until_the_app_is_stopped(app: Any, pids: Any) -> None:
     @app.cls(cpu=0.1)
     class Lazy:
         @gw.method()
         def pid(self) -> int:
             return os.getpid()
 
-    with app.run():
-        assert app.status().pools == ()
-        first = Lazy().pid.remote()
-        assert [Lazy().pid.remote() for _ in range(5)] == [first] * 5
-        assert pids(app, "Lazy") == [first]
+    assert not app.status().running
+    first = Lazy().pid.remote()
+    assert [Lazy().pid.remote() for _ in range(5)] == [first] * 5
+    assert pids(app, "Lazy") == [first]
+    app.stop()
+    assert not app.status().running
+    assert Lazy().pid.remote() != first, "a later call starts it again"
 
 
 def test_workers_are_added_with_demand_and_never_beyond_max_workers(
-    app: Any, gate: Any, pids: Any, eventually: Any
+    shared_app: Any, gate: Any, pids: Any, eventually: Any
 ) -> None:
-    @app.cls(cpu=0.1, max_workers=3)
-    class Slow:
+    @shared_app.cls(cpu=0.1, max_workers=3)
+    class Growing:
         @gw.method()
         def wait(self) -> int:
             gate.wait()
             return os.getpid()
 
-    calls = [Slow().wait.spawn() for _ in range(9)]
-    three = eventually(lambda: len(found := pids(app, "Slow")) == 3 and found)
-    pool = app.status().pool("Slow")
+    calls = [Growing().wait.spawn() for _ in range(9)]
+    three = eventually(lambda: len(found := pids(shared_app, "Growing")) == 3 and found)
+    pool = shared_app.status().pool("Growing")
     assert (pool.desired, pool.starting) == (3, 0)
-    eventually(lambda: (pool := app.status().pool("Slow")) and (pool.queued, pool.running) == (6, 3))
+    eventually(lambda: (pool := shared_app.status().pool("Growing")) and (pool.queued, pool.running) == (6, 3))
     gate.open()
     assert {call.get() for call in calls} == set(three)
 
 
 def test_demand_that_lasts_adds_a_worker_beside_one_that_serves(
-    app: Any, gate: Any, pids: Any, eventually: Any
+    shared_app: Any, gate: Any, pids: Any, eventually: Any
 ) -> None:
-    @app.cls(cpu=0.1)
+    @shared_app.cls(cpu=0.1)
     @gw.concurrent(max_inputs=4, target_inputs=2)
-    class Slow:
+    class Lasting:
         @gw.method()
         async def wait(self) -> int:
             await gate.wait_async()
             return os.getpid()
 
-    calls = [Slow().wait.spawn()]
-    (first,) = eventually(lambda: pids(app, "Slow"))
-    calls += [Slow().wait.spawn() for _ in range(3)]
-    assert first in eventually(lambda: len(found := pids(app, "Slow")) == 2 and found)
-    assert app.status().pool("Slow").desired == 2
+    calls = [Lasting().wait.spawn()]
+    (first,) = eventually(lambda: pids(shared_app, "Lasting"))
+    calls += [Lasting().wait.spawn() for _ in range(3)]
+    assert first in eventually(lambda: len(found := pids(shared_app, "Lasting")) == 2 and found)
+    assert shared_app.status().pool("Lasting").desired == 2
     gate.open()
     assert {call.get() for call in calls} == {first}, "there was room in the first worker all the time"
 
 
 def test_an_idle_worker_leaves_after_the_window_and_takes_its_process_along(
-    app: Any, ledger: Any, pids: Any, gone: Any, eventually: Any
+    shared_app: Any, ledger: Any, pids: Any, gone: Any, eventually: Any
 ) -> None:
-    @app.cls(cpu=0.1, scaledown_window_s=1.5)
+    @shared_app.cls(cpu=0.1, scaledown_window_s=1.5)
     class Brief:
         @gw.on_exit()
         def unload(self) -> None:
@@ -112,49 +114,48 @@ def test_an_idle_worker_leaves_after_the_window_and_takes_its_process_along(
     assert Brief().pid.remote() == first
     assert eventually(lambda: gone(first))
     assert ledger.lines() == [f"exit {first}"]
-    assert not app.status().pool("Brief").workers
+    assert not shared_app.status().pool("Brief").workers
     assert Brief().pid.remote() != first
 
 
-def test_the_window_leaves_the_floor_alone(app: Any, pids: Any, gate: Any, eventually: Any) -> None:
-    @app.cls(cpu=0.1, min_workers=1, max_workers=2, scaledown_window_s=0.5)
-    class Kept:
+def test_the_window_leaves_the_floor_alone(shared_app: Any, pids: Any, gate: Any, eventually: Any) -> None:
+    @shared_app.cls(cpu=0.1, min_workers=1, max_workers=2, scaledown_window_s=0.5)
+    class Windowed:
         @gw.method()
         def wait(self) -> int:
             gate.wait()
             return os.getpid()
 
-    with app.run():
-        (floor,) = pids(app, "Kept")
-        calls = [Kept().wait.spawn() for _ in range(2)]
-        eventually(lambda: len(pids(app, "Kept")) == 2)
-        gate.open()
-        gw.gather(*calls)
-        eventually(lambda: pids(app, "Kept") == [floor])
-        threading.Event().wait(1.0)
-        assert pids(app, "Kept") == [floor]
+    calls = [Windowed().wait.spawn() for _ in range(2)]
+    eventually(lambda: len(pids(shared_app, "Windowed")) == 2)
+    gate.open()
+    served = gw.gather(*calls)
+    (floor,) = eventually(lambda: len(found := pids(shared_app, "Windowed")) == 1 and found)
+    assert floor in served
+    threading.Event().wait(1.0)  # two windows more
+    assert pids(shared_app, "Windowed") == [floor]
 
 
 def test_a_worker_that_is_killed_is_replaced_at_once_and_the_floor_is_kept(
-    app: Any, pids: Any, eventually: Any
+    shared_app: Any, pids: Any, eventually: Any
 ) -> None:
-    @app.cls(cpu=0.1, min_workers=2)
-    class Kept:
+    @shared_app.cls(cpu=0.1, min_workers=2)
+    class Killed:
         @gw.method()
         def pid(self) -> int:
             return os.getpid()
 
-    with app.run():
-        first, second = pids(app, "Kept")
-        os.kill(first, signal.SIGKILL)
-        now = eventually(lambda: len(found := pids(app, "Kept")) == 2 and first not in found and found)
-        assert second in now
-        assert app.status().pool("Kept").restarts == 1
-        assert {Kept().pid.remote() for _ in range(10)} <= set(now)
+    Killed().pid.remote()
+    first, second = eventually(lambda: len(found := pids(shared_app, "Killed")) == 2 and found)
+    os.kill(first, signal.SIGKILL)
+    now = eventually(lambda: len(found := pids(shared_app, "Killed")) == 2 and first not in found and found)
+    assert second in now
+    assert shared_app.status().pool("Killed").restarts == 1
+    assert {Killed().pid.remote() for _ in range(10)} <= set(now)
 
 
-def test_a_crash_loses_only_what_ran_in_that_worker(app: Any, ledger: Any, gate: Any, eventually: Any) -> None:
-    @app.cls(cpu=0.1, max_workers=1)
+def test_a_crash_loses_only_what_ran_in_that_worker(shared_app: Any, ledger: Any, gate: Any, eventually: Any) -> None:
+    @shared_app.cls(cpu=0.1, max_workers=1)
     class Fragile:
         @gw.method()
         def work(self, name: str) -> str:
@@ -230,19 +231,6 @@ def test_a_drain_does_not_wait_longer_than_drain_timeout_s(app: Any, ledger: Any
         call.get(5)
 
 
-def test_an_app_that_was_stopped_starts_again_at_the_next_call(app: Any) -> None:
-    @app.cls(cpu=0.1)
-    class Lazy:
-        @gw.method()
-        def pid(self) -> int:
-            return os.getpid()
-
-    first = Lazy().pid.remote()
-    app.stop()
-    assert not app.status().running
-    assert Lazy().pid.remote() != first
-
-
 def test_on_exit_hooks_run_in_reverse_each_even_if_another_raises(app: Any, ledger: Any) -> None:
     class Base:
         @gw.on_enter()
@@ -278,9 +266,9 @@ def test_on_exit_hooks_run_in_reverse_each_even_if_another_raises(app: Any, ledg
 
 
 def test_each_set_of_worker_scoped_values_has_a_pool_that_is_dropped_when_idle(
-    app: Any, gone: Any, eventually: Any
+    shared_app: Any, gone: Any, eventually: Any
 ) -> None:
-    @app.cls(cpu=0.1, scaledown_window_s=0.5)
+    @shared_app.cls(cpu=0.1, scaledown_window_s=0.5)
     class Model:
         size: str = gw.parameter(default="small", scope="worker")
 

@@ -77,6 +77,11 @@ def test_a_bare_decorator_on_a_function_asks_for_the_parentheses(decorator, writ
                 pass
 
 
+def test_a_bare_decorator_on_a_property_asks_for_the_parentheses():
+    with refused("did you forget", "Write @gw.method()"):
+        method(property(lambda self: 1))
+
+
 def test_a_bare_concurrent_asks_for_the_parentheses():
     with refused("Bad", "did you forget", "Write @gw.concurrent(max_inputs=16)"):
 
@@ -165,7 +170,7 @@ def test_a_functions_decorator_on_the_class_is_refused(decorator):
 
 
 @pytest.mark.parametrize("decorator", [method(), on_enter(), on_exit(), batched(max_batch_size=2)])
-@pytest.mark.parametrize("value", [3, None, "embed", functools.partial(len)])
+@pytest.mark.parametrize("value", [3, None, "embed", functools.partial(len), functools.partialmethod(len)])
 def test_a_decorator_on_what_is_no_function_is_refused(decorator, value):
     with refused(repr(value) if value != "embed" else "'embed'", "above a def inside the class"):
         decorator(value)
@@ -210,6 +215,34 @@ def test_a_batched_hook_is_refused_in_either_order(hook):
 
     with refused("setup2", "hook cannot be batched", "remove @gw.batched"):
         batched(max_batch_size=2)(hook()(setup2))
+
+
+def test_a_callable_that_cannot_carry_a_mark_is_refused():
+    class Slim:
+        __slots__ = ()
+
+        def __get__(self, instance, owner):
+            return self
+
+        def __call__(self):
+            return 1
+
+        def __repr__(self):
+            return "slim"
+
+    with refused("slim: a test_a", "Slim cannot be marked", "write a function in the class that calls it"):
+        method()(Slim())
+
+
+def test_a_mark_is_only_what_a_decorator_made():
+    class Stranger:
+        def embed(self):
+            return 1
+
+        embed.__gworker__ = "something else"
+
+    with refused("Stranger has no methods"):
+        compile_class(Stranger, {})
 
 
 def test_cls_on_a_function_is_refused():
@@ -485,6 +518,14 @@ def test_wrong_max_inputs_are_refused(wrong):
 def test_wrong_target_inputs_are_refused(wrong):
     with refused("@gw.concurrent", f"target_inputs={wrong!r}", "at least 1"):
         concurrent(max_inputs=4, target_inputs=wrong)
+
+
+def test_a_target_equal_to_the_maximum_is_fine():
+    concurrent(max_inputs=4, target_inputs=4)
+
+
+def test_a_class_may_have_an_attribute_called_user_cls():
+    concurrent(max_inputs=4)(type("Fine", (), {"user_cls": Embedder}))
 
 
 def test_a_target_above_the_maximum_is_refused():

@@ -102,6 +102,12 @@ def test_remote_error_without_a_message_is_just_the_type():
     assert str(RemoteError("SystemExit", "")) == "SystemExit"
 
 
+def test_remote_errors_made_with_keywords_survive_pickling():
+    error = RemoteError(type_name="KeyError", message="'x'", traceback="...", mro=("builtins.KeyError",))
+    assert str(pickle.loads(pickle.dumps(error))) == "KeyError: 'x'"
+    assert str(pickle.loads(pickle.dumps(RemoteTraceback(text="line 3")))) == str(RemoteTraceback("line 3"))
+
+
 def test_fatal_is_for_users_and_not_a_gworker_error():
     assert not issubclass(Fatal, GWorkerError)
 

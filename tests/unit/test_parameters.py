@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import datetime  # noqa: ICN001 - a test needs the name
 import decimal
 import enum
 import functools
+import json
 import pathlib
 import pickle
 import subprocess
@@ -42,6 +44,23 @@ class Limits(pydantic.BaseModel):
 class Point:
     x: int
     y: int = 0
+
+
+class Open(pydantic.BaseModel, extra="allow"):
+    _secret: int = 0
+
+
+def secretive(secret: int) -> Open:
+    made = Open()
+    made._secret = secret
+    return made
+
+
+class Words(list):
+    """Hands its items to pickle as they come, as pickle allows."""
+
+    def __reduce__(self):
+        return Words, (), None, (word for word in self)
 
 
 class Everything:
@@ -457,6 +476,10 @@ def test_values_survive_pickling_with_their_keys():
         [Size.SMALL, Size.LARGE, "small", "SMALL"],
         [Limits(low=1), Limits(low=2), {"low": 1, "high": 10}],
         [Point(1), Point(2), {"x": 1, "y": 0}],
+        [Open(a=1), Open(a=2), Open(b=1), Open(), secretive(1), secretive(2)],
+        [Words("a"), Words("b"), Words("aa"), ["a"]],
+        [..., NotImplemented, MISSING],
+        [collections.Counter("a"), collections.Counter("aa"), {"a": 1}, collections.deque("a"), collections.deque("b")],
         [np.zeros(2), np.zeros(3), np.zeros(2, dtype="f4"), np.ones(2)],
         [len, max, int, str],
         [lambda: 1, lambda: 2],
@@ -486,6 +509,13 @@ def test_values_that_differ_in_type_or_content_have_different_fingerprints(diffe
 )
 def test_equal_values_have_equal_fingerprints_however_they_were_made(a, b):
     assert fingerprint(a) == fingerprint(b)
+
+
+def test_functions_and_classes_that_can_be_imported_go_by_name():
+    assert fingerprint(json.dumps) == "json.dumps"
+    assert fingerprint(collections.OrderedDict) == "collections.OrderedDict"
+    assert fingerprint(len) == "builtins.len"
+    assert "#" in fingerprint(lambda: 1)
 
 
 def test_a_value_that_holds_itself_has_a_fingerprint():

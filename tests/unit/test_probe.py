@@ -66,6 +66,25 @@ def test_on_wants_the_name_of_the_method_not_the_function():
         Probe.on("")
 
 
+def test_numbers_of_any_kind_become_plain_ones():
+    probe = Probe.on(
+        "health", period_s=np.int64(30), timeout_s=np.float32(2), failures=np.int8(2), successes=np.int8(3)
+    )
+    assert (probe.period_s, probe.timeout_s, probe.failures, probe.successes) == (30.0, 2.0, 2, 3)
+    kinds = [type(v) for v in (probe.period_s, probe.timeout_s, probe.failures, probe.successes, probe.initial_delay_s)]
+    assert kinds == [float, float, int, int, float]
+
+
+class Shaped:
+    """Falsy, and like an array in one respect only."""
+
+    def __init__(self, **attributes):
+        self.__dict__.update(attributes)
+
+    def __bool__(self):
+        return False
+
+
 class Raises:
     def __bool__(self):
         raise RuntimeError("no truth value")
@@ -84,6 +103,11 @@ class Raises:
         ({"status": "starting"}, PASSED),
         (np.True_, PASSED),
         (np.zeros(3), PASSED),
+        (np.float64(0), PASSED),
+        (np.array([False]), PASSED),
+        (Shaped(shape=()), PASSED),
+        (Shaped(dtype="bool"), PASSED),
+        (Shaped(shape=(1,), dtype="bool"), PASSED),
         (False, FAILED),
         (np.False_, FAILED),
         (np.array(False), FAILED),

@@ -556,6 +556,43 @@ def test_has_call_parameters_says_whether_calls_need_views():
     assert not compiled(Plain).has_call_parameters
 
 
+def test_a_class_that_travels_by_value_keeps_the_order_of_its_hooks():
+    class Hooks(Plain):
+        @on_enter()
+        def zulu(self):
+            pass
+
+        @on_exit()
+        def yankee(self):
+            pass
+
+        @on_enter()
+        def alpha(self):
+            pass
+
+        @on_exit()
+        def bravo(self):
+            pass
+
+    spec = compiled(pickle.loads(cloudpickle.dumps(Hooks)))
+    assert [h.name for h in spec.enter_hooks] == ["zulu", "alpha"]
+    assert [h.name for h in spec.exit_hooks] == ["bravo", "yankee"]
+
+
+def test_a_function_marked_twice_keeps_its_place():
+    class Hooks(Plain):
+        def first(self):
+            pass
+
+        @on_enter()
+        def second(self):
+            pass
+
+        first = on_enter()(on_exit()(first))
+
+    assert [h.name for h in compiled(Hooks).enter_hooks] == ["second", "first"]
+
+
 def test_a_spec_travels_with_its_class_by_value_and_compiles_again():
     spec = whole()
     again = pickle.loads(cloudpickle.dumps(spec))

@@ -633,6 +633,10 @@ def test_init_reads_worker_scoped_values_and_is_told_about_call_scoped_ones():
         create_instance(Reads, {})
 
 
+def test_an_instance_of_a_class_without_parameters_needs_no_weak_references():
+    assert type(create_instance(Slotted, {})) is Slotted
+
+
 def test_an_instance_is_made_by_the_classs_metaclass_and_new():
     made = []
 
