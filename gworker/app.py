@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import builtins
 import concurrent.futures
+import contextlib
 import html
 import logging
 import os
@@ -280,14 +281,20 @@ class App:
         running = self._running
         if running is None or not ray.is_initialized():
             return
+        # After Ctrl-C only what runs is finished. Python keeps what ended the script in `sys.last_type`.
+        interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
         try:
-            if running.unfinished:
+            if running.unfinished and not interrupted:
                 log.info("%s: finishing %d calls before exit", self.name, running.unfinished)
                 running.wait_idle()
-            self.stop()
         except KeyboardInterrupt:
-            log.warning("%s: interrupted; %d calls were not finished", self.name, running.unfinished)
-            self.stop(drain=False)
+            log.warning(
+                "%s: interrupted; %d calls are not waited for. Interrupt again to stop without draining",
+                self.name,
+                running.unfinished,
+            )
+        with contextlib.suppress(KeyboardInterrupt):
+            self.stop()
 
     # --- showing --------------------------------------------------------------------------------------------------
 

@@ -46,6 +46,7 @@ class RoutedCall:
         "id",
         "items",
         "label",
+        "last_error",
         "link",
         "method",
         "nbytes",
@@ -93,6 +94,7 @@ class RoutedCall:
         self.attempt = 1
         self.batch_cap = 0
         self.items = 0
+        self.last_error: BaseException | None = None
         self.submitted_at = clock.now()
         self.sent_at = 0.0
         self.timer: Any = None

@@ -346,6 +346,7 @@ class Router:
             return
         del link.calls[call.number]
         delay_s = call.retries.delay_s(call.attempt)
+        call.last_error = error
         self._next_attempt(call)
         if message.batch_size > 1:
             # In halves, so that the one input that spoils its batch ends up alone.
@@ -427,6 +428,14 @@ class Router:
                 limit="deadline_s",
                 where="worker",
             )
+        elif call.last_error is not None and not call.queued:
+            last = f"{type(call.last_error).__name__}: {call.last_error}"
+            error = DeadlineExceeded(
+                f"{call.label} passed its deadline_s after {total_s:.3g} s, while it waited to begin attempt "
+                f"{call.attempt}; the one before had ended with {last}",
+                limit="deadline_s",
+                where="between attempts",
+            )
         elif not call.reached_worker and not self._has_ready_links():
             error = PoolUnavailable(
                 f"{call.label} passed its deadline_s after {total_s:.3g} s without a worker: {self.waiting_for()}"
@@ -437,6 +446,7 @@ class Router:
                 limit="deadline_s",
                 where="queue",
             )
+        error.__cause__ = call.last_error
         self._end(call, error, tell=True)
         self.pump()
 

@@ -215,9 +215,10 @@ class WorkerActor:
             now = clock.now()
             for name, line in list(self._lines.items()):
                 silent = 0.0 if line.open else now - line.session.last_heard
-                if silent > LEASE_S and line.session.inputs:
-                    log.warning("caller %s has gone: its %d calls are cancelled", name, len(line.session.inputs))
-                    line.session.close()
+                if silent > LEASE_S:
+                    if line.session.inputs:
+                        log.warning("caller %s has gone: its %d calls are cancelled", name, len(line.session.inputs))
+                    line.session.close()  # also where it only waited: its turns would be kept from the others
                 if silent > FORGET_S and not line.session.inputs:
                     del self._lines[name], self._engine.sessions[name]
 

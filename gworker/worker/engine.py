@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import itertools
 import logging
 from collections import deque
@@ -23,7 +24,7 @@ from gworker.context import CallContext
 from gworker.errors import CallCancelled, DeadlineExceeded
 from gworker.functions import MethodSpec
 from gworker.spec import ClassSpec
-from gworker.wire import Busy, Ended, Item, Payload, Raised, Returned, Started, Submit, pack_exception, unpack
+from gworker.wire import Busy, Ended, Failure, Item, Payload, Raised, Returned, Started, Submit, pack_exception, unpack
 from gworker.worker import execution
 from gworker.worker.batcher import BatchQueue
 from gworker.worker.execution import Outcome, Work
@@ -185,9 +186,8 @@ class Engine:
         self.draining = True
         while self._staged:
             staged = self._staged.popleft()
-            if not staged.answered:
-                self._forget(staged)
-                staged.session.send(Busy(staged.call.call_id))
+            self._forget(staged)
+            staged.session.send(Busy(staged.call.call_id))
         for session in self.sessions.values():
             session.nudge()
         try:
@@ -216,9 +216,9 @@ class Engine:
             weighing = self._weighers.submit(_weigh, self._instance, given)
             weighing.add_done_callback(lambda f: self._loop.call_soon_threadsafe(self._weighed, given, f.result()))
 
-    def _weighed(self, given: Input, weight: float | BaseException) -> None:
-        if isinstance(weight, BaseException):
-            self._answer(given, Raised(given.call.call_id, pack_exception(weight), 1))
+    def _weighed(self, given: Input, weight: float | Failure) -> None:
+        if isinstance(weight, Failure):
+            self._answer(given, Raised(given.call.call_id, weight, 1))
         elif not given.answered:
             given.weight = weight
             self._enqueue(given)
@@ -246,10 +246,19 @@ class Engine:
         while (candidate := self._next(now)) is not None:
             if isinstance(candidate, Input):
                 self._plain.popleft()
-                self._start([candidate])
+                chosen = [candidate]
             else:
-                self._start(candidate.close())
+                chosen = candidate.close()
+            if in_time := [given for given in chosen if not self._is_late(given, now)]:
+                self._start(in_time)
         self._arm_window(now)
+
+    def _is_late(self, given: Input, now: float) -> bool:
+        """Whether its deadline has passed, though its timer may not have run yet: then it is answered, and not run."""
+        if given.deadline is None or given.deadline > now:
+            return False
+        self._pass_deadline(given, "deadline_s")
+        return True
 
     def _next(self, now: float) -> Input | BatchQueue[Input] | None:
         """The startable thing whose first input has waited longest: a plain input, or a queue with a batch ready."""
@@ -435,7 +444,10 @@ class Engine:
         if given.run is not None:
             if given.run in self._runs and all(i.answered for i in given.run.inputs):
                 self._stop(given.run)
-        elif given.held:
+        elif not given.held:
+            with contextlib.suppress(ValueError):
+                self._staged.remove(given)
+        else:
             queue = self._queues.get((given.method.name, given.call.parameters_key))
             if queue is not None:
                 queue.remove(given)
@@ -463,18 +475,19 @@ class Engine:
         """Give the input's place back; a staged input moves up into it."""
         given.held = False
         self._admission.release()
-        while self._staged and self._admission.free > 0:
-            staged = self._staged.popleft()
-            if not staged.answered:
-                self._admission.held += 1
-                self._hold(staged)
+        self._move_up(clock.now())
         if self._admission.held == 0:
             self._idle.set()
+
+    def _move_up(self, now: float) -> None:
+        while self._staged and self._admission.take_unpromised(now):
+            self._hold(self._staged.popleft())
 
     def _offer_room(self) -> None:
         if self.draining:
             return
         now = clock.now()
+        self._move_up(now)  # an offer that nobody used may just have lapsed
         for name in self._admission.offer(now):
             if (session := self.sessions.get(name)) is not None:
                 session.nudge()
@@ -485,8 +498,8 @@ class Engine:
             self._offer_timer = self._loop.call_later(max(0.0, expiry - now), self._offer_room)
 
 
-def _weigh(instance: Instance, given: Input) -> float | BaseException:
-    """The weight of an input as the user's function sees it: a finite number that is not negative, or an error."""
+def _weigh(instance: Instance, given: Input) -> float | Failure:
+    """The weight of an input as the user's function sees it: a finite number that is not negative, or a failure."""
     batch = given.method.batch
     assert batch is not None and batch.weight is not None
     try:
@@ -500,7 +513,7 @@ def _weigh(instance: Instance, given: Input) -> float | BaseException:
             )
         return number
     except BaseException as error:
-        return error
+        return pack_exception(error)
 
 
 def _as_weight(value: Any) -> float | None:

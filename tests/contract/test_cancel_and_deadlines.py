@@ -7,7 +7,8 @@ import os
 import signal
 import threading
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -192,7 +193,7 @@ async def test_giving_up_waiting_for_a_spawned_call_does_not_cancel_it(gate: Gat
     call = One().hold_async.spawn(gate, ledger, "it")
     with pytest.raises(asyncio.TimeoutError):
         await asyncio.wait_for(call, 0.2)
-    with pytest.raises(TimeoutError, match="no result after 0.1 s"):
+    with pytest.raises(TimeoutError, match=r"no result after 0\.1 s"):
         call.get(timeout_s=0.1)
     assert not call.done()
     gate.open()
@@ -241,7 +242,7 @@ def test_timeout_s_of_a_call_takes_the_place_of_the_class_s(gate: Gate, ledger: 
         call.get(timeout_s=0.8)
     gate.open()
     assert call.get() == "it"
-    with pytest.raises(gw.DeadlineExceeded, match="timeout_s of 0.1 s"):
+    with pytest.raises(gw.DeadlineExceeded, match=r"timeout_s of 0\.1 s"):
         One().hold.with_options(timeout_s=0.1).remote(Gate(gate.path + "-closed"), ledger, "it")
 
 
@@ -267,25 +268,6 @@ def test_an_async_method_that_refuses_to_stop_still_lets_its_caller_go(gate: Gat
 def test_timeout_s_in_a_batch_ends_all_of_it(gate: Gate) -> None:
     outcomes = list(Limited().batch.map([gate] * 3, return_exceptions=True))
     assert [(type(o), o.limit) for o in outcomes] == [(gw.DeadlineExceeded, "timeout_s")] * 3
-
-
-def test_a_sync_execution_that_long_overruns_its_limit_has_its_worker_replaced(make_app: Any, gate: Gate) -> None:
-    own = make_app()
-
-    @own.cls(max_workers=1, cpu=0.1, drain_timeout_s=0)
-    class Wedged:
-        @gw.method()
-        def hang(self) -> None:
-            gate.wait()
-
-        @gw.method()
-        def pid(self) -> int:
-            return os.getpid()
-
-    before = Wedged().pid.remote()
-    with pytest.raises(gw.DeadlineExceeded):
-        Wedged().hang.with_options(timeout_s=0.2).remote()
-    assert Wedged().pid.spawn().get(timeout_s=25) != before  # it waited for the replacement
 
 
 # --- deadline_s ------------------------------------------------------------------------------------------------------
@@ -357,7 +339,18 @@ def test_a_limit_that_is_no_duration_is_refused_and_named(limit: dict[str, Any])
         One().ping.with_options(**limit)
 
 
-# --- a caller that dies ----------------------------------------------------------------------------------------------
+# --- what takes its time ---------------------------------------------------------------------------------------------
+
+
+@app.cls(max_workers=1, cpu=0.1, drain_timeout_s=0)
+class Wedged:
+    @gw.method()
+    def hang(self, gate: Gate) -> None:
+        gate.wait(60)
+
+    @gw.method()
+    def pid(self) -> int:
+        return os.getpid()
 
 
 @app.cls(max_workers=1, cpu=0.1)
@@ -366,13 +359,53 @@ class Mortal:
 
     @gw.method()
     def call_and_die(self, gate: Gate, ledger: Ledger) -> None:
-        One().hold.spawn(gate, ledger, "orphan")
+        Orphanage().hold.spawn(gate, ledger)
         eventually(lambda: gate.arrivals == 1)
         os._exit(1)
 
 
-def test_a_caller_that_dies_cancels_its_calls(gate: Gate, ledger: Ledger) -> None:
+@app.cls(max_workers=1, cpu=0.1)
+class Orphanage:
+    @gw.method()
+    def hold(self, gate: Gate, ledger: Ledger) -> None:
+        call = gw.current_call()
+        gate._arrivals.write("orphan")
+        eventually(lambda: gate.is_open or call.cancelled, 60)
+        ledger.write("cancelled" if call.cancelled else "finished")
+
+    @gw.method()
+    def ping(self) -> str:
+        return "pong"
+
+
+class Slow(NamedTuple):
+    """What was begun before the first test, for the last ones to see the end of."""
+
+    hung: gw.Call[None]
+    hung_pid: int
+    orphaned: gw.Call[None]
+    orphan_ledger: Ledger
+
+
+@pytest.fixture(scope="module", autouse=True)
+def slow(module_app: gw.App, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slow]:
+    """A wedged worker and a caller that dies, both of which take seconds to be noticed."""
+    folder = tmp_path_factory.mktemp("slow")
+    gate, ledger = Gate(folder / "gate"), Ledger(folder / "ledger")
+    orphaned = Mortal().call_and_die.spawn(gate, ledger)
+    pid = Wedged().pid.remote()
+    yield Slow(Wedged().hang.with_options(timeout_s=0.2).spawn(Gate(folder / "closed")), pid, orphaned, ledger)
+    gate.open()
+
+
+def test_a_sync_execution_that_long_overruns_its_limit_has_its_worker_replaced(slow: Slow) -> None:
+    with pytest.raises(gw.DeadlineExceeded):
+        slow.hung.get(timeout_s=10)
+    assert Wedged().pid.spawn().get(timeout_s=25) != slow.hung_pid  # it waited for the replacement
+
+
+def test_a_caller_that_dies_cancels_its_calls(slow: Slow) -> None:
     with pytest.raises(gw.WorkerLost):
-        Mortal().call_and_die.remote(gate, ledger)
-    eventually(lambda: "cancelled orphan" in ledger.lines(), 20)
-    assert One().ping.spawn().get(timeout_s=5) == "pong"
+        slow.orphaned.get(timeout_s=20)
+    eventually(lambda: slow.orphan_ledger.lines() == ["cancelled"], 20)
+    assert Orphanage().ping.spawn().get(timeout_s=5) == "pong"

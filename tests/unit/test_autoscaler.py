@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from typing import Any
@@ -137,7 +138,7 @@ def test_it_does_not_flap_on_a_noisy_demand() -> None:
         demand = max(0, round(level + rng.gauss(0.0, 8.0) + (300 if rng.random() < 0.01 else 0)))
         sizes.append(scaler.tick(demand, n * TICK_S))
         lasting.append(demand)
-    changes = sum(a != b for a, b in zip(sizes, sizes[1:], strict=False))
+    changes = sum(a != b for a, b in itertools.pairwise(sizes))
     assert changes <= 30, f"{changes} changes in ten minutes"
     # A spike of one tick starts no workers; what lasted a second is always served.
     assert max(sizes) <= 10

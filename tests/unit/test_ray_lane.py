@@ -80,7 +80,9 @@ class Worker:
         )
         self._sequence = 0
 
-    def down(self, *messages: Any, room: int = CAPACITY, acknowledged: int | None = None, draining: bool = False) -> Any:
+    def down(
+        self, *messages: Any, room: int = CAPACITY, acknowledged: int | None = None, draining: bool = False
+    ) -> Any:
         last = len(self.actor.bundles) - 1 if acknowledged is None else acknowledged
         self._sequence += 1
         return encode(Down(self._sequence - 1, last, room, draining, messages))

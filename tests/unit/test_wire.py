@@ -250,11 +250,11 @@ def test_sparse_tensors_and_parameters_arrive_as_torch_sends_them(torch: Any) ->
 # --- exceptions --------------------------------------------------------------------------------------------------
 
 
-class Plain(Exception):
+class PlainError(Exception):
     pass
 
 
-class Rich(Exception):
+class RichError(Exception):
     def __init__(self, code: int, *, detail: str) -> None:
         super().__init__(code)
         self.code = code
@@ -264,29 +264,29 @@ class Rich(Exception):
         return (_rich, (self.code, self.detail))
 
 
-def _rich(code: int, detail: str) -> Rich:
-    return Rich(code, detail=detail)
+def _rich(code: int, detail: str) -> RichError:
+    return RichError(code, detail=detail)
 
 
-class TwoArguments(Exception):
+class TwoArgumentsError(Exception):
     """Pickles, but does not unpickle: its __init__ takes more than it hands to Exception."""
 
     def __init__(self, a: int, b: int) -> None:
         super().__init__(f"{a} and {b}")
 
 
-class Unpicklable(Exception):
+class UnpicklableError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.lock = threading.Lock()
 
 
-class Exiting(Exception):
+class ExitingError(Exception):
     def __reduce__(self) -> Any:
         raise SystemExit(3)
 
 
-class Mute(Exception):
+class MuteError(Exception):
     def __str__(self) -> str:
         raise ValueError("no words")
 
@@ -303,7 +303,7 @@ def raised(error: BaseException) -> BaseException:
 @pytest.mark.parametrize(
     "error",
     [
-        Plain("boom", 3),
+        PlainError("boom", 3),
         KeyError("k"),
         decimal.DivisionByZero("x"),
         WorkerLost("gone"),
@@ -323,17 +323,17 @@ def test_an_exception_arrives_as_what_it_was_with_the_workers_traceback_as_its_c
 
 
 def test_attributes_of_an_exception_arrive() -> None:
-    rich = raised(Rich(7, detail="why"))
-    assert isinstance(rich, Rich) and (rich.code, rich.detail) == (7, "why")
+    rich = raised(RichError(7, detail="why"))
+    assert isinstance(rich, RichError) and (rich.code, rich.detail) == (7, "why")
     limit = raised(DeadlineExceeded("late", limit="timeout_s", where="running"))
     assert isinstance(limit, DeadlineExceeded) and (limit.limit, limit.where) == ("timeout_s", "running")
 
 
 def test_a_class_of_no_importable_module_arrives_by_value() -> None:
-    class Local(Exception):
+    class LocalError(Exception):
         pass
 
-    assert type(raised(Local("x"))).__name__ == "Local"
+    assert type(raised(LocalError("x"))).__name__ == "LocalError"
 
 
 def test_the_chain_of_causes_is_in_the_traceback() -> None:
@@ -341,13 +341,15 @@ def test_the_chain_of_causes_is_in_the_traceback() -> None:
         try:
             raise KeyError("inner")
         except KeyError as inner:
-            raise Plain("outer") from inner
-    except Plain as caught:
+            raise PlainError("outer") from inner
+    except PlainError as caught:
         arrived = unpack_exception(pack_exception(caught))
     assert "KeyError: 'inner'" in str(arrived.__cause__) and "direct cause" in str(arrived.__cause__)
 
 
-@pytest.mark.parametrize("error", [TwoArguments(1, 2), Unpicklable("held a lock"), Exiting("x")], ids=repr)
+@pytest.mark.parametrize(
+    "error", [TwoArgumentsError(1, 2), UnpicklableError("held a lock"), ExitingError("x")], ids=repr
+)
 def test_one_that_does_not_survive_pickling_arrives_as_remote_error(error: Exception) -> None:
     arrived = raised(error)
     assert isinstance(arrived, RemoteError)
@@ -378,29 +380,29 @@ def test_one_that_would_change_the_callers_control_flow_arrives_as_remote_error(
 
 
 def test_one_whose_own_text_raises_arrives_all_the_same() -> None:
-    arrived = raised(Mute())
-    assert isinstance(arrived, Mute)
-    assert "Mute" in str(arrived.__cause__)
+    arrived = raised(MuteError())
+    assert isinstance(arrived, MuteError)
+    assert "MuteError" in str(arrived.__cause__)
 
 
 def test_one_that_only_the_worker_can_unpickle_arrives_as_remote_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    failure = pack_exception(Plain("boom"))
-    monkeypatch.delitem(globals(), "Plain")
+    failure = pack_exception(PlainError("boom"))
+    monkeypatch.delitem(globals(), "PlainError")
     arrived = unpack_exception(failure)
     assert isinstance(arrived, RemoteError)
-    assert arrived.type_name == "Plain" and arrived.message == "boom"
+    assert arrived.type_name == "PlainError" and arrived.message == "boom"
 
 
 def test_what_unpickles_to_no_exception_arrives_as_remote_error() -> None:
-    failure = pack_exception(Plain("boom"))._replace(pickled=Payload(pickle.dumps("not an exception")))
+    failure = pack_exception(PlainError("boom"))._replace(pickled=Payload(pickle.dumps("not an exception")))
     assert isinstance(unpack_exception(failure), RemoteError)
 
 
 def test_a_remote_error_that_passes_through_a_second_worker_keeps_what_it_tells() -> None:
-    first = raised(Unpicklable("held a lock"))
+    first = raised(UnpicklableError("held a lock"))
     second = raised(first)
     assert isinstance(second, RemoteError)
-    assert (second.type_name, second.message) == ("Unpicklable", "held a lock")
+    assert (second.type_name, second.message) == ("UnpicklableError", "held a lock")
 
 
 # --- order -------------------------------------------------------------------------------------------------------
