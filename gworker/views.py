@@ -133,11 +133,11 @@ def _new_without_del(cls: type[T]) -> T:
     views: when the collector frees one in a cycle, its weak references are gone before its `__del__` runs.
     """
     guard_del(cls)
-    view = object.__new__(cls)
-    _making.identity = id(view)
+    only_reference = [object.__new__(cls)]  # a debugger may hold the locals of this function, and so this list
+    _making.identity = id(only_reference[0])
     try:
-        del view
-        view = _making.view
+        only_reference.clear()
+        view: T = _making.view
     finally:
         _making.identity, _making.view = 0, None
     return view

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gworker import clock
 from gworker.retries import Retries
-from gworker.wire import Payload, Submit
+from gworker.wire import Failure, Payload, Submit
 
 if TYPE_CHECKING:
     from gworker.router.router import Link
@@ -46,7 +46,7 @@ class RoutedCall:
         "id",
         "items",
         "label",
-        "last_error",
+        "last_failure",
         "link",
         "method",
         "nbytes",
@@ -94,7 +94,7 @@ class RoutedCall:
         self.attempt = 1
         self.batch_cap = 0
         self.items = 0
-        self.last_error: BaseException | None = None
+        self.last_failure: Failure | None = None
         self.submitted_at = clock.now()
         self.sent_at = 0.0
         self.timer: Any = None

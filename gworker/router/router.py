@@ -346,7 +346,7 @@ class Router:
             return
         del link.calls[call.number]
         delay_s = call.retries.delay_s(call.attempt)
-        call.last_error = error
+        call.last_failure = message.failure
         self._next_attempt(call)
         if message.batch_size > 1:
             # In halves, so that the one input that spoils its batch ends up alone.
@@ -428,11 +428,11 @@ class Router:
                 limit="deadline_s",
                 where="worker",
             )
-        elif call.last_error is not None and not call.queued:
-            last = f"{type(call.last_error).__name__}: {call.last_error}"
+        elif call.last_failure is not None and not call.queued:
+            last = call.last_failure
             error = DeadlineExceeded(
                 f"{call.label} passed its deadline_s after {total_s:.3g} s, while it waited to begin attempt "
-                f"{call.attempt}; the one before had ended with {last}",
+                f"{call.attempt}; the one before had ended with {last.type_name}: {last.message}",
                 limit="deadline_s",
                 where="between attempts",
             )
@@ -446,7 +446,8 @@ class Router:
                 limit="deadline_s",
                 where="queue",
             )
-        error.__cause__ = call.last_error
+        if call.last_failure is not None:
+            error.__cause__ = unpack_exception(call.last_failure)
         self._end(call, error, tell=True)
         self.pump()
 

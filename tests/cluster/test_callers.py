@@ -1,13 +1,13 @@
-"""Callers in several processes share workers, and take nothing with them or leave nothing behind when they die."""
+"""Many callers of one pool: they share its workers fairly and within limits, and what a dead one asked for stops."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
-import threading
-import time
 from typing import Any
 
+import psutil
 import pytest
 
 import gworker as gw
@@ -15,85 +15,99 @@ import gworker as gw
 pytestmark = pytest.mark.cluster
 
 
-def test_callers_in_two_processes_never_overfill_a_worker(app: Any, ledger: Any) -> None:
-    @app.cls(cpu=0.1, max_workers=1)
-    @gw.concurrent(max_inputs=3)
-    class Target:
+def test_two_callers_in_two_processes_never_overfill_a_worker(shared_app: Any) -> None:
+    @shared_app.cls(cpu=0.1, max_workers=1)
+    @gw.concurrent(max_inputs=4)
+    class Narrow:
         @gw.on_enter()
-        def begin(self) -> None:
-            self.lock = threading.Lock()
-            self.inside = 0
+        def load(self) -> None:
+            self.inside = self.most = 0
+            self.callers: list[str] = []
 
         @gw.method()
-        def work(self, caller: int) -> int:
-            with self.lock:
-                self.inside += 1
-                most = self.inside
-            time.sleep(0.005)
-            with self.lock:
-                self.inside -= 1
-            ledger.write(f"{caller}")
-            return most
+        async def enter(self, caller: str) -> int:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            self.callers.append(caller)
+            await asyncio.sleep(0.02)
+            self.inside -= 1
+            return self.inside
 
-    @app.cls(cpu=0.1, min_workers=2, max_workers=2)
+        @gw.method()
+        async def account(self) -> tuple[int, list[str]]:
+            return self.most, self.callers
+
+    @shared_app.cls(cpu=0.1, min_workers=2, max_workers=2)
     class Caller:
         @gw.method()
-        def call(self, count: int) -> tuple[int, list[int]]:
-            return os.getpid(), list(Target().work.map([os.getpid()] * count))
+        def call(self, name: str, count: int) -> tuple[int, int]:
+            results = list(Narrow().enter.map([name] * count))
+            return os.getpid(), len(results)
 
-    with app.run():
-        # Each of the two callers gets one of the two calls: a worker takes one at a time.
-        answers = [call.get() for call in [Caller().call.spawn(60), Caller().call.spawn(60)]]
-    assert len({pid for pid, _ in answers}) == 2
-    assert max(max(seen) for _, seen in answers) == 3, "it was full, and never more than that"
-    lines = ledger.lines()
-    assert len(lines) == 120
-    first_half = lines[:60]
-    assert min(first_half.count(str(pid)) for pid, _ in answers) >= 10, "neither caller starves the other"
+    Narrow().account.remote()
+    calls = [Caller().call.spawn(name, 60) for name in ("a", "b")]
+    (first, some), (second, others) = gw.gather(*calls)
+    assert first != second
+    assert some == others == 60
+    most, callers = Narrow().account.remote()
+    assert most == 4
+    assert callers.count("a") == callers.count("b") == 60
+    # Both were served from the start: neither waited until the other was done.
+    assert {"a", "b"} == set(callers[:40])
 
 
 @pytest.mark.slow
-def test_the_calls_of_a_caller_that_was_killed_are_cancelled(app: Any, ledger: Any, eventually: Any) -> None:
-    @app.cls(cpu=0.1, max_workers=1)
-    @gw.concurrent(max_inputs=2)
-    class Target:
+def test_the_calls_of_a_caller_that_is_killed_are_cancelled(
+    shared_app: Any, ledger: Any, gate: Any, eventually: Any
+) -> None:
+    @shared_app.cls(cpu=0.1, max_workers=1)
+    @gw.concurrent(max_inputs=4)
+    class Called:
         @gw.method()
-        async def work(self) -> None:
-            import asyncio
-
-            ledger.write("started")
+        async def wait_async(self) -> None:
+            ledger.write("async begins")
             try:
-                await asyncio.sleep(60)
+                await gate.wait_async(60)
             except asyncio.CancelledError:
-                ledger.write("cancelled")
+                ledger.write("async cancelled")
                 raise
 
         @gw.method()
-        def seen_cancelled(self) -> bool:
-            ledger.write("sync started")
-            end = time.monotonic() + 60
-            while not gw.current_call().cancelled and time.monotonic() < end:
-                time.sleep(0.02)
-            ledger.write(f"sync cancelled {gw.current_call().cancelled}")
-            return True
+        def wait_sync(self) -> None:
+            ledger.write("sync begins")
+            call = gw.current_call()
+            while not call.cancelled and not gate.is_open:
+                pass
+            ledger.write("sync cancelled" if call.cancelled else "sync let through")
 
-    @app.cls(cpu=0.1, max_workers=1)
-    class Caller:
+        @gw.method()
+        async def mine(self) -> str:
+            ledger.write("mine begins")
+            await gate.wait_async(60)
+            return "mine goes on"
+
+    @shared_app.cls(cpu=0.1, max_workers=1)
+    class Mortal:
         @gw.method()
         def call(self) -> None:
             ledger.write(f"caller {os.getpid()}")
-            gw.gather(Target().work.spawn(), Target().seen_cancelled.spawn())
+            gw.gather(Called().wait_async.spawn(), Called().wait_sync.spawn())
 
-    call = Caller().call.spawn()
-    assert eventually(lambda: {"started", "sync started"} <= set(ledger.lines()))
-    (pid,) = [int(line.split()[1]) for line in ledger.lines() if line.startswith("caller")]
+    mine = Called().mine.spawn()
+    caller = Mortal().call.spawn()
+    begun = eventually(lambda: len(lines := ledger.lines()) == 4 and lines)
+    (pid,) = [int(line.split()[1]) for line in begun if line.startswith("caller")]
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(gw.WorkerLost):
-        call.get(timeout_s=10)
-    assert eventually(lambda: {"cancelled", "sync cancelled True"} <= set(ledger.lines()), 25.0)
+        caller.get(10)
+    ended = eventually(lambda: len(lines := ledger.lines()) == 6 and lines[4:], 20.0)
+    assert sorted(ended) == ["async cancelled", "sync cancelled"]
+    assert not mine.done(), "the calls of other callers go on"
+    gate.open()
+    assert mine.get(10) == "mine goes on"
 
 
-def test_an_ephemeral_app_dies_with_a_driver_that_was_killed(
+def test_a_driver_that_is_killed_leaves_no_controller_and_no_worker_behind(
     script: Any, address: str, gone: Any, eventually: Any
 ) -> None:
     driver = script(
@@ -101,23 +115,30 @@ def test_an_ephemeral_app_dies_with_a_driver_that_was_killed(
         import os, time
         import gworker as gw
 
-        app = gw.App("dies-with-its-driver")
+        app = gw.App("short-lived")
 
         @app.cls(cpu=0.1, min_workers=2)
-        class Kept:
+        class Orphan:
             @gw.method()
-            def pid(self):
+            def pid(self) -> int:
                 return os.getpid()
 
+            @gw.method()
+            def block(self) -> None:
+                time.sleep(60)
+
         with app.run():
-            print(*[w.pid for w in app.status().pool("Kept").workers], flush=True)
-            print("up", flush=True)
+            import ray
+            controller = ray.get(app.client().controller.__ray_call__.remote(lambda self: os.getpid()))
+            workers = [worker.pid for worker in app.status().pool("Orphan").workers]
+            Orphan().block.spawn()
+            print(controller, *workers, flush=True)
             time.sleep(60)
         """,
-        address,
+        address=address,
     )
-    assert eventually(lambda: "up" in driver.out, 30.0), driver.err
-    workers = [int(pid) for pid in driver.out.split()[:2]]
-    assert not gone(*workers)
+    processes = [int(pid) for pid in eventually(lambda: driver.out.endswith("\n") and driver.out, 40.0).split()]
+    assert len(processes) == 3, driver.err
+    assert all(psutil.pid_exists(pid) for pid in processes)
     driver.process.kill()
-    assert eventually(lambda: gone(*workers), 15.0)
+    assert eventually(lambda: gone(*processes), 15.0)

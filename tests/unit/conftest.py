@@ -6,8 +6,13 @@ import asyncio
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from gworker import clock
+
+# Few examples, because the whole tier is to take seconds; no deadline, because machines are busy.
+settings.register_profile("unit", max_examples=50, deadline=None)
+settings.load_profile("unit")
 
 
 class Timeline:

@@ -70,7 +70,7 @@ def cannot_grow(waiting: list[Item], spec: BatchSpec) -> bool:
     return size > 0 and (size < len(waiting) or size >= min([spec.max_batch_size, *caps]) or heavy)
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(
     operations=operations,
     max_batch_size=st.integers(1, 6),

@@ -1050,8 +1050,8 @@ async def test_a_closed_router_reports_nothing_and_leaves_no_timer(bench: Bench)
         ("", "RuntimeError"),
         ("first line\nsecond", "first line"),
         (
-            "The actor died.\n\tclass_name: X\nThe actor is dead because its worker has died. Some common causes include",
-            "The actor is dead because its worker has died",
+            "The actor died.\n\tclass_name: X\nThe actor is dead because it has died. Some common causes are",
+            "The actor is dead because it has died",
         ),
     ],
 )

@@ -25,7 +25,7 @@ operations = st.lists(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(capacity=st.integers(1, 4), operations=operations)
 def test_never_over_capacity_and_what_a_caller_is_told_it_may_send_is_taken_in(
     capacity: int, operations: list[tuple[str, str, int]]

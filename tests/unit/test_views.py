@@ -12,6 +12,7 @@ import enum
 import functools
 import gc
 import pickle
+import sys
 import threading
 import typing
 import warnings
@@ -497,6 +498,25 @@ def test_a_del_that_is_called_by_hand_runs():
     view = make_view(instance, {"threshold": 1.0})
     view.__del__()
     assert instance.connection.closed == 1
+
+
+def test_views_of_a_class_with_del_can_be_made_under_a_debugger():
+    instance = closing_class()()
+
+    def trace(frame, event, argument):
+        frame.f_locals  # a copy of the locals, which the frame keeps
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        view = make_view(instance, {"threshold": 0.9})
+    finally:
+        sys.settrace(before)
+    assert view.threshold == 0.9
+    del view
+    gc.collect()
+    assert instance.connection.closed == 0
 
 
 def test_views_of_a_class_with_del_in_many_threads_and_collections():

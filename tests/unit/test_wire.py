@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gworker.errors import BatchResultError, DeadlineExceeded, Fatal, RemoteError, RemoteTraceback, WorkerLost
@@ -48,7 +48,6 @@ def travel(value: Any) -> Any:
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5) | st.binary()
 
 
-@settings(max_examples=50)
 @given(scalars | st.dictionaries(st.text(max_size=5), st.lists(scalars, max_size=3) | st.tuples(scalars), max_size=3))
 def test_plain_data_arrives_as_it_was(value: Any) -> None:
     assert travel(value) == value
