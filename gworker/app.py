@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
+from typing_extensions import Never, dataclass_transform
 
 from gworker import context
 from gworker.control.controller import ControllerBoot, create_controller
@@ -30,7 +31,7 @@ from gworker.errors import InvalidDefinition, PoolUnavailable
 from gworker.handle import Cls
 from gworker.observe.status import AppStatus
 from gworker.options import Gpu
-from gworker.parameters import MISSING
+from gworker.parameters import MISSING, parameter
 from gworker.probe import Probe
 from gworker.retries import Retries
 from gworker.router.client import AppClient
@@ -94,9 +95,10 @@ class App:
 
     # --- definition -----------------------------------------------------------------------------------------------
 
+    @dataclass_transform(eq_default=False, kw_only_default=True, field_specifiers=(parameter,))
     def cls(
         self,
-        *bare: Any,
+        *bare: Never,
         gpu: Gpu | None = _UNSET,
         cpu: float = _UNSET,
         memory_mb: float | None = _UNSET,
@@ -114,7 +116,7 @@ class App:
         probes: Sequence[Probe] = _UNSET,
         name: str | None = _UNSET,
         runtime_env: Mapping[str, Any] | None = _UNSET,
-        **unknown: Any,
+        **unknown: Never,
     ) -> Callable[[type[T]], type[T]]:
         """Make a class of this app. All options are given by name; each has a default.
 

@@ -109,9 +109,10 @@ class _Bound:
         if worker is None:
             return
         if blocks and context.on_user_loop():
+            awaiting = "await" if way in ("remote", "for_each") else "async for ... in"
             raise RuntimeError(
                 f"{self._label}.{way}(...) was called on the event loop of a worker and would block every asynchronous "
-                f"method of it: write `await {self._label}.{way}.aio(...)`"
+                f"method of it: write `{awaiting} {self._label}.{way}.aio(...)`"
             )
         alone = worker.max_workers == 1 and worker.serves_one_call_at_a_time
         if alone and context.current_call_or_none() is not None and worker.pool == self._handle._key:

@@ -7,6 +7,7 @@ import concurrent.futures
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from gworker import context
 from gworker.wire import Payload, unpack
 
 if TYPE_CHECKING:
@@ -41,6 +42,12 @@ class Call(Generic[R]):
 
         Raises TimeoutError when there is none within `timeout_s` seconds; the call goes on.
         """
+        if context.on_user_loop() and not self.done():
+            assert self._call is not None
+            raise RuntimeError(
+                f"the result of {self._call.label} (call {self.id}) was waited for on the event loop of a worker and "
+                "would block every asynchronous method of it: write `await call`, or `await gw.gather.aio(...)`"
+            )
         if timeout_s is not None:
             concurrent.futures.wait([self._outcome], timeout_s)
         if timeout_s is not None and not self._outcome.done():

@@ -12,6 +12,7 @@ import itertools
 import logging
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from gworker import context
@@ -19,6 +20,7 @@ from gworker.context import CallContext
 from gworker.functions import MethodSpec
 from gworker.parameters import bind_instance, entering, make_view
 from gworker.spec import ClassSpec
+from gworker.worker.execution import check_batch_result
 from gworker.worker.threads import UserLoop
 
 log = logging.getLogger("gworker.local")
@@ -68,6 +70,7 @@ class LocalInstance:
         call = CallContext(f"local-{next(_numbers)}", 1, None, method.name, dict(values))
         args, kwargs = bound
         if method.batch is not None:
+            call = replace(call, inputs=(call,))
             kwargs = {name: [value] for name, value in kwargs.items()}
         if method.is_generator:
             items = self._items_async if method.is_async else _items
@@ -76,16 +79,26 @@ class LocalInstance:
             return self._await(function, args, kwargs, call, method)
         token = context.enter_call(call)
         try:
-            return _only(method, function(*args, **kwargs))
+            return self._only(method, function(*args, **kwargs))
         finally:
             context.exit_call(token)
 
     async def _await(self, function: Any, args: Any, kwargs: Any, call: CallContext, method: MethodSpec) -> Any:
         async def run() -> Any:
             context.enter_call(call)
-            return _only(method, await function(*args, **kwargs))
+            return self._only(method, await function(*args, **kwargs))
 
         return await asyncio.wrap_future(self._user_loop.spawn(run()))
+
+    def _only(self, method: MethodSpec, result: Any) -> Any:
+        """The one element of a batch of one; an exception in its place is raised."""
+        if method.batch is None:
+            return result
+        check_batch_result(f"{self._spec.name}.{method.name}", 1, result)
+        value = result[0]
+        if isinstance(value, BaseException):
+            raise value
+        return value
 
     async def _items_async(self, function: Any, args: Any, kwargs: Any, call: CallContext) -> AsyncIterator[Any]:
         generator = function(*args, **kwargs)
@@ -125,17 +138,9 @@ async def _entering(hook: Any) -> None:
         await hook()
 
 
-def _only(method: MethodSpec, result: Any) -> Any:
-    """The one element of a batch of one; an exception in its place is raised."""
-    if method.batch is None:
-        return result
-    value = result[0]
-    if isinstance(value, BaseException):
-        raise value
-    return value
-
-
-_lock = threading.RLock()
+_lock = threading.Lock()
+# One lock for each class and its values: an asynchronous hook of one class may use another, from its own thread.
+_making: dict[Any, threading.RLock] = {}
 _instances: dict[Any, LocalInstance] = {}
 
 
@@ -143,13 +148,16 @@ def local_instance(spec: ClassSpec, worker_key: str, worker_values: Mapping[str,
     """The instance of a class and its worker-scoped values; made, and its hooks run, at first use."""
     key = (spec.user_cls, worker_key)
     with _lock:
-        if not _instances:
+        if not _making:
             atexit.register(_leave_all)
+        making = _making.setdefault(key, threading.RLock())
+    with making:
         if key not in _instances:
             _instances[key] = LocalInstance(spec, worker_values)
         return _instances[key]
 
 
 def _leave_all() -> None:
-    for instance in reversed(list(_instances.values())):
-        instance.leave()
+    while _instances:
+        _, last = _instances.popitem()
+        last.leave()

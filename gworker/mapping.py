@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import queue
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
@@ -50,8 +51,7 @@ class MapRun:
         """Results, for a `for` loop."""
         arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
         room = threading.Semaphore(self._window)
-        feeder = threading.Thread(target=self._feed, args=(room, arrived.put), name="gworker-map", daemon=True)
-        feeder.start()
+        self._start_feeder(room, arrived.put)
         yielded = 0
         end: _End | None = None
         try:
@@ -71,6 +71,11 @@ class MapRun:
         finally:
             self._close()
             room.release()
+
+    def _start_feeder(self, room: threading.Semaphore, put: Callable[[Any], object]) -> None:
+        # In the consumer's context: inside a worker the calls inherit the deadline of the call that makes them.
+        run = contextvars.copy_context().run
+        threading.Thread(target=run, args=(self._feed, room, put), name="gworker-map", daemon=True).start()
 
     def _feed(self, room: threading.Semaphore, put: Callable[[Any], object]) -> None:
         end = _End()
@@ -111,7 +116,7 @@ class MapRun:
             feeder = loop.create_task(self._feed_async(self._inputs, room, put))
         else:
             room = threading.Semaphore(self._window)
-            threading.Thread(target=self._feed, args=(room, put), name="gworker-map", daemon=True).start()
+            self._start_feeder(room, put)
             feeder = None
         yielded = 0
         end: _End | None = None

@@ -221,7 +221,7 @@ def check_bindable(cls: type) -> None:
 
 
 def _why_swallowed(cls: type) -> str | None:
-    if hasattr(cls, "__pydantic_fields__") or hasattr(cls, "__pydantic_decorator_info__"):
+    if hasattr(cls, "__pydantic_fields__"):
         return "is a pydantic model, which would take the parameters for its own fields"
     if dataclasses.is_dataclass(cls):
         return "is a @dataclass, whose __init__ would assign to the parameters"

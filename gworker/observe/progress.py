@@ -53,6 +53,7 @@ class ProgressBar(Ticker):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._progress.refresh()  # in a notebook rich would leave the bar as it was a tenth of a second ago
         self._progress.stop()
 
     def advance(self) -> None:

@@ -138,26 +138,31 @@ def _columns(work: Work) -> tuple[list[Outcome | None], dict[str, list[Any]]]:
     return outcomes, {name: [row[name] for row in rows] for name in work.method.signature.parameters}
 
 
-def _spread(work: Work, outcomes: list[Outcome | None], result: Any) -> list[Outcome]:
-    """Hand each input its element of `result`, or all of them a BatchResultError."""
-    size = outcomes.count(None)
+def check_batch_result(label: str, size: int, result: Any) -> None:
+    """Raise BatchResultError unless `result` is a sequence of `size` elements."""
     if isinstance(result, (str, bytes, bytearray, Mapping, AbstractSet)) or not hasattr(result, "__getitem__"):
         raise BatchResultError(
-            f"{work.label}() is batched and must return a sequence with one element for each of its {size} inputs "
+            f"{label}() is batched and must return a sequence with one element for each of its {size} inputs "
             f"(a list, tuple, array or tensor); it returned {type(result).__qualname__}"
         )
     try:
         length = len(result)
     except TypeError as error:
         raise BatchResultError(
-            f"{work.label}() is batched and must return a sequence of {size} elements; it returned "
+            f"{label}() is batched and must return a sequence of {size} elements; it returned "
             f"{type(result).__qualname__}, which has no length"
         ) from error
     if length != size:
         raise BatchResultError(
-            f"{work.label}() received a batch of {size} inputs and returned {length} results: "
+            f"{label}() received a batch of {size} inputs and returned {length} results: "
             "a batched method must return one result for each input, in the same order"
         )
+
+
+def _spread(work: Work, outcomes: list[Outcome | None], result: Any) -> list[Outcome]:
+    """Hand each input its element of `result`, or all of them a BatchResultError."""
+    size = outcomes.count(None)
+    check_batch_result(work.label, size, result)
     elements = iter(range(size))
     return [outcome or _element(work, result, next(elements)) for outcome in outcomes]
 

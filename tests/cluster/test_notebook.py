@@ -185,9 +185,9 @@ def test_a_call_that_runs_meanwhile_is_finished_by_the_old_code_and_then_the_old
 
 def test_map_shows_its_progress_in_the_cell(ran: Ran) -> None:
     assert ran.value("progress").replace("\n ", " ") == repr([f"old {n}" for n in range(20)])
-    assert [output.output_type for output in ran.outputs["progress"]][0] == "display_data"
+    assert ran.outputs["progress"][0].output_type == "display_data"
     assert "Printer.show" in ran.metadata
-    assert "20/20" in ran.metadata
+    assert "20/20" in ran.metadata, "as it was when all was done"
 
 
 def test_apps_classes_handles_and_statuses_show_themselves(ran: Ran) -> None:

@@ -189,6 +189,10 @@ def test_on_exit_hooks_run_at_interpreter_exit_in_reverse_each_even_if_another_r
             def leave(self):
                 print("never entered, so it never leaves")
 
+            @gw.method()
+            def ping(self):
+                return "pong"
+
         try:
             Model().ping.local()
         except OSError:

@@ -172,8 +172,8 @@ class Outer:
             "spawn": await leaf.left_s.spawn(),
             "task": await asyncio.create_task(leaf.left_s.remote.aio()),
             "thread": await asyncio.to_thread(leaf.left_s.remote),
-            "map": [y async for y in leaf.left_s.map.aio([0])][0],
-            "stream": [y async for y in leaf.stream_left_s.stream.aio()][0],
+            "map": await anext(leaf.left_s.map.aio([0])),
+            "stream": await anext(leaf.stream_left_s.stream.aio()),
             "two levels": (await Outer().left_s_async.remote.aio(None))[1],
         }
 
@@ -339,10 +339,11 @@ def test_blocking_on_the_event_loop_of_a_worker_raises_at_once_and_names_the_asy
     method = "count" if way == "stream" else "multiply"
     said = Outer().block.with_options(deadline_s=20).remote(way)
     assert f"Leaf.{method}.{way}(...)" in said
-    assert f"await Leaf.{method}.{way}.aio(...)" in said or f"async for ... in Leaf.{method}.{way}.aio(...)" in said
+    awaiting = "await" if way in {"remote", "for_each"} else "async for ... in"
+    assert f"{awaiting} Leaf.{method}.{way}.aio(...)" in said
 
 
-@pytest.mark.parametrize(("way", "instead"), [("get", "await"), ("gather", "await")])
+@pytest.mark.parametrize(("way", "instead"), [("get", "await call"), ("gather", "gather.aio")])
 def test_waiting_for_a_spawned_call_on_the_event_loop_of_a_worker_is_refused_too(way: str, instead: str) -> None:
     said = Outer().block.with_options(deadline_s=20).remote(way)
     assert "Outer.quadruple_async" in said

@@ -1,16 +1,14 @@
-"""Many calls: ten thousand in flight, full queues, endless inputs, and what waiting calls wait for."""
+"""Very many calls at once: all answered, none mixed up; and where the queue ends."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pytest
 
 import gworker as gw
@@ -18,249 +16,321 @@ from tests.conftest import Gate, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("module_app")]
 
-app = gw.App("contract-scale")
+app = gw.App("contract-scale-of-calls")
+
+MANY = 10_000
+KB = 1024
+
+
+# --- ten thousand ----------------------------------------------------------------------------------------------------
 
 
 @app.cls(max_workers=1, cpu=0.1)
-@gw.concurrent(max_inputs=256)
-class Wide:
-    @gw.method()
-    async def double(self, x: int) -> int:
-        return 2 * x
+class Serial:
+    """One input at a time."""
 
     @gw.method()
-    async def wait(self, gate: Gate, x: int) -> int:
-        while not gate.is_open:  # noqa: ASYNC110 - it is in another process; and we are many, so no arrivals are noted
-            await asyncio.sleep(0.05)
-        return x
+    def square(self, x: int) -> int:
+        return x * x
+
+
+@app.cls(max_workers=1, cpu=0.1, max_pending=2 * MANY)
+@gw.concurrent(max_inputs=2 * MANY)
+class Wide:
+    """Ten thousand inputs at a time."""
+
+    @gw.on_enter()
+    async def prepare(self) -> None:
+        self.inside = 0
+        self.full = asyncio.Event()
+
+    @gw.method()
+    async def square_when_all_are_here(self, x: int, everybody: int) -> int:
+        self.inside += 1
+        if self.inside == everybody:
+            self.full.set()
+        await self.full.wait()
+        return x * x
+
+
+@app.cls(max_workers=1, cpu=0.1)
+class Batches:
+    """Batches of as many as there are."""
 
     @gw.method()
     @gw.batched(max_batch_size=256)
-    def batch(self, xs: list[int]) -> list[int]:
-        return [2 * x for x in xs]
+    def square(self, xs: list[int]) -> list[int]:
+        return [x * x for x in xs]
+
+
+SQUARES = [x * x for x in range(MANY)]
+
+
+@pytest.mark.parametrize("cls", [Serial, Batches], ids=["one at a time", "batched"])
+def test_ten_thousand_calls_in_flight_to_one_worker_are_all_answered_correctly(cls: Any) -> None:
+    square = cls().square
+    calls = [square.spawn(x) for x in range(MANY)]
+    assert gw.gather(*calls) == SQUARES
+
+
+async def test_ten_thousand_calls_that_run_at_the_same_time_in_one_worker_are_all_answered_correctly() -> None:
+    square = Wide().square_when_all_are_here
+    assert await asyncio.gather(*(square.remote.aio(x, MANY) for x in range(MANY))) == SQUARES
+
+
+def test_calls_of_many_threads_are_not_mixed_up() -> None:
+    square = Batches().square
+
+    def call(start: int) -> list[int]:
+        return gw.gather(*(square.spawn(x) for x in range(start, start + 500)))
+
+    with ThreadPoolExecutor(8) as threads:
+        got = list(threads.map(call, range(0, 4000, 500)))
+    assert list(itertools.chain.from_iterable(got)) == SQUARES[:4000]
+
+
+def test_cancelling_most_of_ten_thousand_leaves_the_others_untouched() -> None:
+    calls = [Serial().square.spawn(x) for x in range(MANY)]
+    for call in calls[1000:-1]:
+        call.cancel()
+    assert gw.gather(*calls[:1000]) == SQUARES[:1000]
+    assert calls[-1].get(30) == SQUARES[-1]
+    ended = [call for call in calls[1000:-1] if isinstance(outcome_of(call), gw.CallCancelled)]
+    assert ended  # those that had not been answered before
+
+
+def outcome_of(call: gw.Call[int]) -> Any:
+    """The result or the error of a call."""
+    try:
+        return call.get(30)
+    except gw.CallCancelled as error:
+        return error
+
+
+# --- where the queue ends --------------------------------------------------------------------------------------------
 
 
 @app.cls(max_workers=1, cpu=0.1, max_pending=5)
 class Narrow:
-    """Five calls may wait."""
+    """Five may wait."""
 
     @gw.method()
-    def hold(self, gate: Gate, x: int = 0) -> int:
+    def hold(self, gate: Gate, x: int) -> int:
         gate.wait()
         return x
 
     @gw.method()
-    def double(self, x: int) -> int:
-        return 2 * x
+    def echo(self, x: int) -> int:
+        return x
 
 
 @app.cls(max_workers=1, cpu=0.1, max_pending_mb=1)
 class Light:
-    """A megabyte may wait."""
+    """A mebibyte may wait."""
 
     @gw.method()
-    def hold(self, gate: Gate, array: Any = None) -> int:
+    def hold(self, gate: Gate, data: bytes) -> int:
         gate.wait()
-        return 0 if array is None else array.nbytes
+        return len(data)
 
     @gw.method()
-    def size(self, array: Any) -> int:
-        return int(array.nbytes)
+    def size(self, data: bytes) -> int:
+        return len(data)
 
 
-# --- in flight -------------------------------------------------------------------------------------------------------
+def held(call: gw.Call[Any], gate: Gate) -> gw.Call[Any]:
+    """The call, once it runs: the worker takes no other until the gate opens."""
+    eventually(lambda: gate.arrivals == 1, 30)
+    return call
 
 
-def test_ten_thousand_calls_in_flight_each_get_their_own_result(gate: Gate) -> None:
-    Wide().double.remote(0)
-    calls = [Wide().wait.spawn(gate, x) for x in range(10_000)]
-    assert not any(call.done() for call in calls)
-    gate.open()
-    assert gw.gather(*calls) == list(range(10_000))
-
-
-def test_ten_thousand_inputs_through_batches_and_unordered() -> None:
-    assert list(Wide().batch.map(range(10_000))) == list(range(0, 20_000, 2))
-    assert sorted(Wide().double.map(range(3_000), ordered=False)) == list(range(0, 6_000, 2))
-
-
-def test_many_threads_call_at_once() -> None:
-    wrong: list[int] = []
-
-    def caller(start: int) -> None:
-        wrong.extend(x for x in range(start, start + 20) if Wide().double.remote(x) != 2 * x)
-
-    threads = [threading.Thread(target=caller, args=(100 * i,)) for i in range(32)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
-
-
-# --- full queues -----------------------------------------------------------------------------------------------------
-
-
-def test_a_full_queue_refuses_at_once_and_loses_nothing_it_accepted(gate: Gate) -> None:
-    running = Narrow().hold.spawn(gate)
-    eventually(lambda: gate.arrivals == 1, 20)
-    accepted = [Narrow().double.spawn(x) for x in range(5)]
-    for _ in range(3):
-        with pytest.raises(gw.QueueFull, match=r"Narrow.*5 calls already wait.*max_pending=5") as caught:
-            Narrow().double.spawn(9)
-    assert caught.value.retryable and caught.value.http_status == 429
-    gate.open()
-    assert running.get() == 0
-    assert gw.gather(*accepted) == [0, 2, 4, 6, 8]
-    assert Narrow().double.remote(9) == 18
-
-
-def test_cancelling_and_deadlines_make_room_in_a_full_queue(gate: Gate) -> None:
-    running = Narrow().hold.spawn(gate)
-    eventually(lambda: gate.arrivals == 1, 20)
-    accepted = [Narrow().double.spawn(x) for x in range(4)]
-    late = Narrow().double.with_options(deadline_s=0.3).spawn(9)
+async def test_queue_full_is_raised_at_once_for_one_call_more_than_may_wait(gate: Gate) -> None:
+    narrow = Narrow()
+    running = held(narrow.hold.spawn(gate, -1), gate)
+    waiting = [narrow.echo.spawn(x) for x in range(5)]
+    for _ in range(2):
+        with pytest.raises(gw.QueueFull, match=r"Narrow: 5 calls already wait.*max_pending=5.*\.map"):
+            narrow.echo.spawn(5)
     with pytest.raises(gw.QueueFull):
-        Narrow().double.spawn(9)
-    with pytest.raises(gw.DeadlineExceeded):
-        late.get()
-    accepted.append(Narrow().double.spawn(4))
+        narrow.echo.remote(5)
     with pytest.raises(gw.QueueFull):
-        Narrow().double.spawn(9)
-    accepted.pop(0).cancel()
-    accepted.append(eventually(spawn_or_none))
+        await narrow.echo.remote.aio(5)
     gate.open()
-    assert running.get() == 0
-    assert gw.gather(*accepted) == [2, 4, 6, 8, 0]
+    assert running.get(20) == -1
+    assert gw.gather(*waiting) == [0, 1, 2, 3, 4]
+    assert narrow.echo.remote(6) == 6  # there is room again
 
 
-def spawn_or_none() -> Any:
-    """A call of Narrow, if there is room."""
-    try:
-        return Narrow().double.spawn(0)
-    except gw.QueueFull:
-        return None
-
-
-def test_a_queue_is_bounded_in_bytes_too(gate: Gate) -> None:
-    running = Light().hold.spawn(gate)
-    eventually(lambda: gate.arrivals == 1, 20)
-    array = np.zeros(50_000)  # 0.4 MB
-    accepted = [Light().size.spawn(array) for _ in range(2)]
-    with pytest.raises(gw.QueueFull, match=r"Light.*MiB already wait.*max_pending_mb=1"):
-        Light().size.spawn(array)
-    small = Light().size.spawn(np.zeros(10))
+def test_a_cancelled_call_makes_room(gate: Gate) -> None:
+    narrow = Narrow()
+    held(narrow.hold.spawn(gate, -1), gate)
+    waiting = [narrow.echo.spawn(x) for x in range(5)]
+    waiting[2].cancel()
+    with pytest.raises(gw.CallCancelled):
+        waiting[2].get(10)
+    waiting[2] = narrow.echo.spawn(2)
+    with pytest.raises(gw.QueueFull):
+        narrow.echo.spawn(5)
     gate.open()
-    assert running.get() == 0
-    assert gw.gather(*accepted, small) == [400_000, 400_000, 80]
+    assert gw.gather(*waiting) == [0, 1, 2, 3, 4]
 
 
-def test_one_call_that_is_larger_than_the_whole_queue_still_goes_through() -> None:
-    assert Light().size.remote(np.zeros(500_000)) == 4_000_000
-
-
-# --- backpressure instead --------------------------------------------------------------------------------------------
-
-
-async def test_map_waits_for_room_where_spawn_would_be_refused() -> None:
-    assert list(Narrow().double.map(range(200))) == list(range(0, 400, 2))
-    assert sorted(Narrow().double.map(range(100), ordered=False)) == list(range(0, 200, 2))
-    assert [y async for y in Narrow().double.map.aio(range(100))] == list(range(0, 200, 2))
-    Narrow().double.for_each(range(100))
-    arrays = (np.zeros(50_000) for _ in range(20))
-    assert list(Light().size.map(arrays)) == [400_000] * 20
-
-
-def test_map_waits_while_others_fill_the_queue(gate: Gate) -> None:
-    running = Narrow().hold.spawn(gate)
-    eventually(lambda: gate.arrivals == 1, 20)
-    accepted = [Narrow().double.spawn(x) for x in range(5)]
-    results: list[int] = []
-    mapping = threading.Thread(target=lambda: results.extend(Narrow().double.map(range(20))))
-    mapping.start()
-    mapping.join(0.3)
-    assert mapping.is_alive() and results == []
+def test_queue_full_is_raised_for_more_bytes_than_may_wait(gate: Gate) -> None:
+    light = Light()
+    running = held(light.hold.spawn(gate, b""), gate)
+    waiting = [light.size.spawn(bytes(300 * KB)) for _ in range(3)]
+    with pytest.raises(gw.QueueFull, match=r"Light: calls of 1 MiB already wait.*max_pending_mb=1\b"):
+        light.size.spawn(bytes(300 * KB))
+    waiting.append(light.size.spawn(bytes(50 * KB)))  # a small one still fits
     gate.open()
-    mapping.join(20)
-    assert results == list(range(0, 40, 2))
-    assert running.get() == 0
-    assert gw.gather(*accepted) == [0, 2, 4, 6, 8]
+    assert running.get(20) == 0
+    assert gw.gather(*waiting) == [300 * KB] * 3 + [50 * KB]
+
+
+def test_one_call_that_is_larger_than_the_limit_is_accepted_when_nothing_else_waits(gate: Gate) -> None:
+    assert Light().size.remote(bytes(3000 * KB)) == 3000 * KB
+    held(Light().hold.spawn(gate, b""), gate)
+    large = Light().size.spawn(bytes(3000 * KB))
+    with pytest.raises(gw.QueueFull):
+        Light().size.spawn(b"x")
+    gate.open()
+    assert large.get(20) == 3000 * KB
+
+
+# --- .map ------------------------------------------------------------------------------------------------------------
 
 
 class Source:
-    """An endless iterator that knows how far it was read."""
+    """An endless iterator that counts what was taken of it."""
 
     def __init__(self) -> None:
         self.taken = 0
 
     def __iter__(self) -> Iterator[int]:
         for x in itertools.count():
-            self.taken = x + 1
+            self.taken += 1
+            yield x
+
+    async def asynchronously(self) -> AsyncIterator[int]:
+        for x in self:
             yield x
 
 
+def in_thread(results: Iterator[Any], into: list[Any]) -> threading.Thread:
+    """A thread that takes all results; what they raise is appended too."""
+
+    def take() -> None:
+        try:
+            into.extend(results)
+        except BaseException as error:
+            into.append(error)
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_map_waits_for_room_where_spawn_would_raise_queue_full(gate: Gate) -> None:
+    narrow = Narrow()
+    held(narrow.hold.spawn(gate, -1), gate)
+    waiting = [narrow.echo.spawn(x) for x in range(5)]
+    got: list[Any] = []
+    thread = in_thread(narrow.echo.map(range(50)), got)
+    with pytest.raises(gw.QueueFull):
+        narrow.echo.spawn(0)
+    assert got == []
+    gate.open()
+    thread.join(20)
+    assert got == list(range(50))
+    assert gw.gather(*waiting) == [0, 1, 2, 3, 4]
+
+
+async def test_asynchronous_map_waits_for_room_too(gate: Gate) -> None:
+    narrow = Narrow()
+    await asyncio.to_thread(held, narrow.hold.spawn(gate, -1), gate)
+    waiting = [narrow.echo.spawn(x) for x in range(5)]
+
+    async def take(inputs: Any) -> list[int]:
+        return [y async for y in narrow.echo.map.aio(inputs)]
+
+    async def some() -> AsyncIterator[int]:
+        for x in range(30):
+            yield x
+
+    tasks = [asyncio.create_task(take(range(30))), asyncio.create_task(take(some()))]
+    await asyncio.wait(tasks, timeout=0.2)  # nothing may end, whatever happens meanwhile
+    assert not any(task.done() for task in tasks)
+    gate.open()
+    assert await asyncio.wait_for(asyncio.gather(*tasks), 20) == [list(range(30))] * 2
+    assert gw.gather(*waiting) == [0, 1, 2, 3, 4]
+
+
+def test_map_and_for_each_wait_for_room_in_bytes(gate: Gate) -> None:
+    light = Light()
+    held(light.hold.spawn(gate, b""), gate)
+    got: list[Any] = []
+    thread = in_thread(light.size.map(bytes(400 * KB) for _ in range(12)), got)
+    eventually(lambda: refuses(light, 400 * KB))
+    assert got == []
+    gate.open()
+    thread.join(20)
+    assert got == [400 * KB] * 12
+    light.size.for_each(bytes(400 * KB) for _ in range(12))
+
+
+def refuses(light: Any, size: int) -> bool:
+    """Whether a call of that many bytes finds no room."""
+    try:
+        light.size.spawn(bytes(size)).cancel()
+    except gw.QueueFull:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("ordered", [True, False])
-def test_an_endless_iterator_is_read_no_further_than_its_results_are_taken(ordered: bool) -> None:
+def test_map_takes_no_more_of_an_endless_iterator_than_may_be_under_way(gate: Gate, ordered: bool) -> None:
     source = Source()
-    results = Wide().double.map(source, ordered=ordered)
-    got = [next(results) for _ in range(300)]
-    assert len(set(got)) == 300
-    ahead = -1
-    while ahead != (ahead := source.taken):  # until it reads no further
-        time.sleep(0.1)
-    assert ahead <= 300 + 1_001
-    got += [next(results) for _ in range(3_000)]
-    assert len(set(got)) == 3_300
-    assert source.taken <= 3_300 + 1_001
-    results.close()
-    after = source.taken
-    time.sleep(0.1)
-    assert source.taken <= after + 1
+    results = Narrow().echo.map(source, ordered=ordered)
+    assert source.taken == 0  # nothing before the first result is asked for
+    assert sorted(itertools.islice(results, 20)) == sorted(range(20)) or not ordered
+    look_ahead = 5 + 1  # max_pending, and the one that waits for room
+    eventually(lambda: source.taken >= 20)
+    for x in range(50):  # time enough to run away
+        assert Narrow().echo.remote(x) == x
+        assert source.taken <= 20 + look_ahead
+    results.close()  # type: ignore[attr-defined]
+    taken = source.taken
+    assert Narrow().echo.remote(1) == 1
+    assert source.taken <= taken + 1
 
 
-def test_an_endless_iterator_into_a_narrow_queue_is_read_slowly(gate: Gate) -> None:
+def test_map_of_a_held_worker_takes_a_bounded_number_of_inputs(gate: Gate) -> None:
     source = Source()
-    Narrow().double.remote(0)
-    results = Narrow().hold.starmap((gate, x) for x in source)
-    first = threading.Thread(target=lambda: next(results))
-    first.start()
+    results = Narrow().hold.map(itertools.repeat(gate), source)
+    got: list[Any] = []
+    in_thread(itertools.islice(results, 100), got)
+    eventually(lambda: source.taken >= 5)
     eventually(lambda: gate.arrivals == 1)
-    ahead = -1
-    while ahead != (ahead := source.taken):
-        time.sleep(0.1)
-    assert ahead <= 5 + 1 + 2  # queued, running, on their way
+    assert source.taken <= 6
+    assert got == []
     gate.open()
-    first.join(10)
-    assert [next(results) for _ in range(20)] == list(range(1, 21))
-    results.close()
+    eventually(lambda: got == list(range(100)))
+    assert source.taken <= 100 + 6
 
 
-# --- what waiting calls wait for -------------------------------------------------------------------------------------
+async def test_asynchronous_map_is_as_lazy() -> None:
+    for endless in (Source.__iter__, Source.asynchronously):
+        source = Source()
+        results: Any = Narrow().echo.map.aio(endless(source))
+        assert source.taken == 0
+        assert [await anext(results) for _ in range(20)] == list(range(20))
+        for x in range(30):
+            assert await Narrow().echo.remote.aio(x) == x
+            assert source.taken <= 20 + 6
+        await results.aclose()
 
 
-def test_while_a_call_waits_for_a_worker_status_and_log_say_for_what(
-    make_app: Any, gate: Gate, caplog: pytest.LogCaptureFixture
-) -> None:
-    own = make_app()
-
-    @own.cls(max_workers=1, cpu=0.1)
-    class SlowStart:
-        @gw.on_enter()
-        def load(self) -> None:
-            gate.wait()
-
-        @gw.method()
-        def ping(self) -> str:
-            return "pong"
-
-    with caplog.at_level(logging.WARNING, "gworker"):
-        call = SlowStart().ping.spawn()
-        eventually(lambda: gate.arrivals == 1, 20)
-        pool = own.status().pool("SlowStart")
-        assert (pool.state, pool.queued, pool.ready, pool.starting) == ("SCALING", 1, 0, 1)
-        assert "on_enter is running" in pool.waiting_for
-        eventually(lambda: "on_enter is running" in caplog.text, 10)
-    assert "SlowStart" in caplog.text and "1 call" in caplog.text
-    gate.open()
-    assert call.get(timeout_s=10) == "pong"
-    assert own.status().pool("SlowStart").waiting_for == ""
+def test_an_endless_map_runs_on_for_thousands_of_results() -> None:
+    results = Batches().square.map(itertools.count())
+    assert list(itertools.islice(results, 5000)) == SQUARES[:5000]
+    results.close()  # type: ignore[attr-defined]

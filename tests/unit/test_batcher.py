@@ -160,6 +160,13 @@ def test_a_batch_that_is_full_by_weight_may_leave_at_once() -> None:
     assert numbers(queue.close()) == [1]
 
 
+def test_a_batch_may_weigh_exactly_as_much_as_is_allowed() -> None:
+    spec = BatchSpec(max_batch_size=9, wait_s=60.0, weight=len, max_weight=10.0)
+    queue = queue_of(spec, Item(1, weight=6.0), Item(2, weight=4.0))
+    assert queue.ready_at() == -math.inf
+    assert numbers(queue.close()) == [1, 2]
+
+
 def test_one_oversized_input_runs_alone_and_holds_up_nobody_for_its_window() -> None:
     spec = BatchSpec(max_batch_size=9, wait_s=60.0, weight=len, max_weight=10.0)
     queue = queue_of(spec, Item(1, weight=99.0), Item(2, weight=1.0))

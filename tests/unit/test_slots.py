@@ -80,6 +80,14 @@ def test_waiting_callers_get_free_places_in_turn(capacity: int, wanted: list[int
     assert max(served.values()) - min(served.values()) <= 1
 
 
+def test_places_that_become_free_together_are_shared() -> None:
+    admission = Admission(5)
+    for caller, wanted in (("a", 9), ("b", 9), ("c", 1)):
+        admission.wait(caller, wanted)
+    assert sorted(admission.offer(0.0)) == ["a", "b", "c"]
+    assert [admission.room_for(caller, 0.0) for caller in CALLERS] == [2, 2, 1]
+
+
 def test_a_place_offered_to_one_caller_is_kept_from_the_others_for_a_moment() -> None:
     admission = Admission(1)
     assert admission.take("a", 0.0)

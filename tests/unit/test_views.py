@@ -503,8 +503,10 @@ def test_a_del_that_is_called_by_hand_runs():
 def test_views_of_a_class_with_del_can_be_made_under_a_debugger():
     instance = closing_class()()
 
+    seen = []
+
     def trace(frame, event, argument):
-        frame.f_locals  # a copy of the locals, which the frame keeps
+        seen.append(dict(frame.f_locals))
         return trace
 
     before = sys.gettrace()
@@ -515,6 +517,7 @@ def test_views_of_a_class_with_del_can_be_made_under_a_debugger():
         sys.settrace(before)
     assert view.threshold == 0.9
     del view
+    seen.clear()
     gc.collect()
     assert instance.connection.closed == 0
 
@@ -673,8 +676,16 @@ def test_an_instance_is_made_by_the_classs_metaclass_and_new():
             made.append("new")
             return super().__new__(cls)
 
+    class Other:
+        def __new__(cls):
+            return made
+
+        def __init__(self):
+            made.append("init")
+
     assert create_instance(A, {"model": "large"}).model == "large"
     assert type(create_instance(B, {})) is B
+    assert create_instance(Other, {}) is made
     assert made == ["metaclass", "new"]
 
 
