@@ -115,7 +115,7 @@ def main() -> None:
     with app.run():
         plain = Embedder()
         # One worker each, so that what is compared is batching and not the number of workers.
-        batched = BatchEmbedder.with_options(max_workers=1)()
+        batched = BatchEmbedder.with_options(max_workers=1)()  # pyright: ignore[reportAttributeAccessIssue]  # a type[T] to it
         plain.embed.remote(["warm up"])
         before = batched.stats.remote()
         console.print(f"Ray and two workers with their models are up after {time.monotonic() - began:.1f} s\n")

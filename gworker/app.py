@@ -286,8 +286,9 @@ class App:
         # After Ctrl-C only what runs is finished. Python keeps what ended the script in `sys.last_type`.
         interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
         try:
-            if running.unfinished and not interrupted:
-                log.info("%s: finishing %d calls before exit", self.name, running.unfinished)
+            if not interrupted:
+                if running.unfinished:
+                    log.info("%s: finishing %d calls before exit", self.name, running.unfinished)
                 running.wait_idle()
         except KeyboardInterrupt:
             log.warning(

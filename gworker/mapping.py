@@ -128,7 +128,9 @@ class MapRun:
                         end = entry
                         continue
                     if not entry.done():
-                        await asyncio.wait([asyncio.wrap_future(entry._outcome)])
+                        ended = asyncio.wrap_future(entry._outcome)
+                        ended.add_done_callback(_retrieve)  # asyncio logs errors that nobody asked for
+                        await asyncio.wait([ended])
                     value = self._value_of(entry)
                     yielded += 1
                     ticker.advance()
@@ -150,7 +152,7 @@ class MapRun:
             async for arguments in inputs:
                 await room.acquire()
                 self._admit(await self._send_when_possible_async(arguments), put)
-        except Exception as error:
+        except BaseException as error:  # a CancelledError, too, may be the iterator's own
             end = _End(error)
         put(end)
 
@@ -170,6 +172,8 @@ class MapRun:
             put(call)
         else:
             call._when_done(lambda: put(call))
+        if self._closed.is_set():  # while it was being sent
+            call.cancel()
 
     def _value_of(self, call: Call[Any]) -> Any:
         try:
@@ -186,6 +190,11 @@ class MapRun:
         for call in list(self._outstanding.values()):
             call.cancel()
         self._outstanding.clear()
+
+
+def _retrieve(ended: asyncio.Future[Any]) -> None:
+    if not ended.cancelled():
+        ended.exception()
 
 
 def zipped(first: Any, more: tuple[Any, ...]) -> Any:

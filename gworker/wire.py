@@ -126,7 +126,7 @@ def _own(buffer: Any) -> Any:
     return bytearray(buffer)
 
 
-def encode(bundle: Up | Down) -> bytes | tuple[bytes, list[pickle.PickleBuffer]]:
+def encode(bundle: Up | Down | None) -> bytes | tuple[bytes, list[pickle.PickleBuffer]]:
     """A bundle as one pickle, and the large buffers of its payloads beside it where there are any."""
     buffers: list[pickle.PickleBuffer] = []
     data = pickle.dumps(bundle, protocol=5, buffer_callback=buffers.append)

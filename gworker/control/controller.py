@@ -202,6 +202,9 @@ class Controller:
         """Follow a worker from creation to death."""
         probes: list[asyncio.Task[Any]] = []
         try:
+            if worker.draining:
+                pool.lost(worker, "stopped before it began to start", clock.now())
+                return
             boot = WorkerBoot(
                 app_name=self._boot.app_name,
                 pool=pool.definition.key,
@@ -398,10 +401,10 @@ class Controller:
         return any(p.workers for k, p in self._pools.items() if k.class_name == class_name)
 
     async def _with_counters(self, pool: PoolStatus) -> PoolStatus:
-        known = next(p for p in self._pools.values() if str(p.definition.key) == pool.name)
+        known = next((p.workers for p in self._pools.values() if str(p.definition.key) == pool.name), {})
         workers = []
         for status in pool.workers:
-            worker = known.workers.get(status.id)
+            worker = known.get(status.id)
             if worker is None or worker.state not in (WorkerState.READY, WorkerState.UNREADY):
                 workers.append(status)
                 continue

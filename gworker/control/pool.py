@@ -49,6 +49,11 @@ class Worker:
     reason: str = ""
     probes: dict[str, ProbeStatus] = field(default_factory=dict)
 
+    @property
+    def draining(self) -> bool:
+        """Whether it is on its way out."""
+        return self.state is WorkerState.DRAINING
+
 
 @dataclass(frozen=True)
 class Start:

@@ -72,14 +72,14 @@ class AppClient:
         except Exception:  # the watch call learns of a dead controller, and says so to the callers
             log.debug("a demand report to the controller of %s was lost", self.app_name, exc_info=True)
 
-    def make_lane(self, worker: WorkerView, router: str, link: Link) -> Lane:
+    def make_lane(self, worker: WorkerView, session: str, link: Link) -> Lane:
         """See PoolSource."""
-        return RayLane(self._loop, worker.actor, router, worker.capacity, link, ray.is_initialized)
+        return RayLane(self._loop, worker.actor, session, worker.capacity, link, ray.is_initialized)
 
     @property
     def unfinished(self) -> int:
         """Calls of this process that have not ended."""
-        return sum(router.unfinished for router in self._routers.values())
+        return sum(router.unfinished for router in list(self._routers.values()))
 
     def wait_idle(self, timeout_s: float | None = None) -> bool:
         """Wait until every call of this process has ended; False if some have not within `timeout_s`."""

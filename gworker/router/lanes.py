@@ -8,16 +8,21 @@ and no result waits for another input.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from gworker import clock
 from gworker.wire import Busy, Cancel, Credit, Down, InOrder, Item, Started, Submit, Up, decode, encode
 
 # With this many exchanges open the next bundle waits until one is answered, growing meanwhile.
 MAX_OPEN_EXCHANGES = 4
 # The most inputs in one bundle: enough to make its cost disappear, not so many that the worker's loop stalls.
 MAX_BUNDLE = 512
+# A lane that has been idle for this long begins a new session: the worker forgets the old one, some time later.
+RENEW_S = 30.0
+_sessions = itertools.count(2)
 
 
 class LaneListener(Protocol):
@@ -76,7 +81,9 @@ class RayLane:
         self._loop = loop
         self._exchange = actor.exchange
         self._connected = connected
+        self._name = session
         self._session = session
+        self._last_heard = clock.now()
         self._capacity = capacity
         self._listener = listener
         self._arrivals = InOrder()
@@ -132,7 +139,16 @@ class RayLane:
         if nothing_open or untold:
             self._send_bundle()
 
+    def _renew(self) -> None:
+        """Begin a new session; nothing of the old one is on its way in either direction."""
+        self._session = f"{self._name}.{next(_sessions)}"
+        self._arrivals = InOrder()
+        self._sequence = 0
+        self._unconfirmed.clear()
+
     def _send_bundle(self) -> None:
+        if self._sequence and self._open == 0 and clock.now() - self._last_heard > RENEW_S:
+            self._renew()
         count = min(len(self._outgoing), MAX_BUNDLE)
         messages = tuple(self._outgoing.popleft() for _ in range(count))
         submits = sum(isinstance(m, Submit) for m in messages)
@@ -167,7 +183,12 @@ class RayLane:
         if error is not None:
             self._break(error)
             return
-        down: Down = decode(done.result())
+        answer = decode(done.result())
+        if answer is None:
+            self._break(ConnectionError("it had not heard of this process for too long, and has given its calls up"))
+            return
+        self._last_heard = clock.now()
+        down: Down = answer
         reply_wanted = False
         for bundle in self._arrivals.feed(down.sequence, down):
             self._room = bundle.room

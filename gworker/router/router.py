@@ -40,6 +40,8 @@ _noticed: set[str] = set()
 DEMAND_PERIOD_S = 0.25
 # How long calls wait without a word before the log says for what.
 EXPLAIN_AFTER_S = 5.0
+# A worker whose lane broke is linked again only where a view still names it this long afterwards: it did not die.
+RELINK_AFTER_S = 3.0
 
 
 class PoolSource(Protocol):
@@ -52,8 +54,8 @@ class PoolSource(Protocol):
     def report(self, router: str, key: PoolKey, demand: Demand) -> None:
         """Tell the controller what this router needs; never blocks."""
 
-    def make_lane(self, worker: WorkerView, router: str, link: Link) -> Lane:
-        """A lane to a worker."""
+    def make_lane(self, worker: WorkerView, session: str, link: Link) -> Lane:
+        """A lane to a worker, which knows this end of it as `session`."""
         ...
 
 
@@ -66,7 +68,7 @@ class Link:
         self.broken = False
         self.calls: dict[int, RoutedCall] = {}
         self._router = router
-        self.lane = router.source.make_lane(worker, router.name, self)
+        self.lane = router.source.make_lane(worker, router.session_name(worker), self)
 
     @property
     def load(self) -> float:
@@ -108,6 +110,7 @@ class Router:
         self._pending: deque[RoutedCall] = deque()
         self._live: dict[int, RoutedCall] = {}
         self._links: dict[str, Link] = {}
+        self._lost: dict[str, tuple[int, float]] = {}
         self._view: PoolView | None = None
         self._closed: GWorkerError | None = None
         self._reported = Demand(0, 0)
@@ -302,6 +305,19 @@ class Router:
                 best = link
         return best
 
+    def session_name(self, worker: WorkerView) -> str:
+        """What a worker knows a new link as: one that lives, and had given this process up, knows it anew."""
+        lost = self._times_lost(worker)
+        return f"{self.name}-{lost}" if lost else self.name
+
+    def _times_lost(self, worker: WorkerView) -> int:
+        return self._lost.get(worker.id, (0, 0.0))[0]
+
+    def _may_link(self, worker: WorkerView) -> bool:
+        # A view that was on its way may name a worker that has just died.
+        _, at = self._lost.get(worker.id, (0, float("-inf")))
+        return clock.now() - at > RELINK_AFTER_S
+
     def _has_ready_links(self) -> bool:
         return any(link.ready and not link.broken for link in self._links.values())
 
@@ -370,6 +386,7 @@ class Router:
         """A worker is gone: settle each call that was there."""
         link.broken = True
         self._links.pop(link.worker.id, None)
+        self._lost[link.worker.id] = (self._times_lost(link.worker) + 1, clock.now())
         calls, link.calls = list(link.calls.values()), {}
         again: list[RoutedCall] = []
         for call in calls:
@@ -383,8 +400,8 @@ class Router:
                 self._end(
                     call,
                     WorkerLost(
-                        f"the worker {link.worker.id} died while it had {call.label} (attempt {call.attempt}), which "
-                        f"may have started: {reason}. It was not run again because retries do not allow it."
+                        f"the worker {link.worker.id} was lost while it had {call.label} (attempt {call.attempt}), "
+                        f"which may have started: {reason}. It was not run again because retries do not allow it."
                     ),
                 )
         self._requeue(again)
@@ -499,6 +516,7 @@ class Router:
             _noticed.add(view.notice)
             log.warning("%s", view.notice)
         seen = {worker.id: worker for worker in view.workers}
+        self._lost = {worker_id: lost for worker_id, lost in self._lost.items() if worker_id in seen}
         for link in list(self._links.values()):
             now_seen = seen.get(link.worker.id)
             link.ready = now_seen is not None and now_seen.ready
@@ -506,7 +524,7 @@ class Router:
                 link.lane.close()
                 del self._links[link.worker.id]
         for worker in view.workers:
-            if worker.ready and worker.id not in self._links:
+            if worker.ready and worker.id not in self._links and self._may_link(worker):
                 self._links[worker.id] = Link(self, worker)
         if view.failure is not None and not self._has_ready_links():
             self._fail_all(view.failure)

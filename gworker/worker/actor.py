@@ -23,8 +23,9 @@ import ray
 from gworker import clock, context
 from gworker.probe import Probe, Verdict, verdict_of
 from gworker.spec import ClassSpec
-from gworker.wire import Payload, Up, decode, encode, unpack
+from gworker.wire import Payload, Up, decode, encode, pack_exception, unpack
 from gworker.worker.engine import Engine
+from gworker.worker.execution import why_fatal
 from gworker.worker.lifecycle import Instance
 from gworker.worker.session import Session
 from gworker.worker.threads import UserThreads, run_on_own_thread
@@ -135,6 +136,7 @@ class WorkerActor:
     def __init__(self, boot: WorkerBoot) -> None:
         self._boot = boot
         self._lines: dict[str, _Line] = {}
+        self._over: set[str] = set()
         self._troubles: list[tuple[str, str]] = []
         self._troubled: asyncio.Event | None = None
         self._engine: Engine | None = None
@@ -186,8 +188,13 @@ class WorkerActor:
         )
 
     async def exchange(self, bundle: Any) -> Any:
-        """The ray lane: take a router's bundle, answer with the next bundle for it when there is one."""
+        """The ray lane: take a router's bundle, answer with the next bundle for it when there is one.
+
+        The answer is None where the session is over: the router was silent for so long that it was given up.
+        """
         up: Up = decode(bundle)
+        if up.session in self._over:
+            return encode(None)
         line = self._lines.get(up.session)
         if line is None:
             assert self._engine is not None, "a router found a worker that has not started"
@@ -215,11 +222,14 @@ class WorkerActor:
             now = clock.now()
             for name, line in list(self._lines.items()):
                 silent = 0.0 if line.open else now - line.session.last_heard
+                lost = silent > LEASE_S and line.session.owes_answers
                 if silent > LEASE_S:
                     if line.session.inputs:
                         log.warning("caller %s has gone: its %d calls are cancelled", name, len(line.session.inputs))
                     line.session.close()  # also where it only waited: its turns would be kept from the others
-                if silent > FORGET_S and not line.session.inputs:
+                if lost or silent > FORGET_S:
+                    # A router that comes back to what is no more must be told, or its calls would wait for ever.
+                    self._over.add(name)
                     del self._lines[name], self._engine.sessions[name]
 
     @ray.method(concurrency_group="control")
@@ -245,7 +255,10 @@ class WorkerActor:
         (finished,) = done
         error = asyncio.CancelledError() if finished.cancelled() else finished.exception()
         if error is not None:
-            return ProbeReport(Verdict.FAILED, latency_s, progressed, f"raised {type(error).__name__}: {error}")
+            if (fatal := why_fatal(error)) is not None and self._loop is not None:
+                self._loop.call_soon_threadsafe(self._trouble, "fatal", fatal)
+            raised = pack_exception(error)  # its own __str__ may raise
+            return ProbeReport(Verdict.FAILED, latency_s, progressed, f"raised {raised.type_name}: {raised.message}")
         result = finished.result()
         verdict = verdict_of(result)
         return ProbeReport(verdict, latency_s, progressed, "" if verdict is Verdict.PASSED else f"returned {result!r}")

@@ -69,6 +69,11 @@ class Session:
         return bool(self._outbox) or self._nudged
 
     @property
+    def owes_answers(self) -> bool:
+        """Whether the router waits for something: inputs that have not ended, or messages that have not left."""
+        return bool(self.inputs or self._outbox)
+
+    @property
     def settled(self) -> bool:
         """Whether all has been sent and acknowledged, or long enough ago that it has arrived or nobody listens."""
         if self._outbox:

@@ -448,6 +448,17 @@ class Concurrent:
         await other.wait_async(10)
         return [True]
 
+    @gw.method()
+    @gw.batched(max_batch_size=4)
+    def hold(self, gates: list[Gate]) -> list[int]:
+        for gate in gates:
+            gate.wait()
+        return [len(gates)] * len(gates)
+
+    @gw.method()
+    def plain(self, x: int) -> int:
+        return x
+
 
 def test_a_concurrent_class_still_runs_one_batch_of_a_method_at_a_time_on_the_thread_of_its_hooks() -> None:
     assert list(Concurrent().one_by_one.map(range(40))) == [(1, True)] * 40
@@ -455,6 +466,15 @@ def test_a_concurrent_class_still_runs_one_batch_of_a_method_at_a_time_on_the_th
 
 def test_max_concurrent_batches_lets_that_many_run_together() -> None:
     assert list(Concurrent().two_by_two.map(range(16))) == [4] * 16
+
+
+def test_plain_inputs_of_a_concurrent_class_run_beside_a_batch(gate: Gate) -> None:
+    held = Concurrent().hold.spawn(gate)
+    eventually(lambda: gate.arrivals == 1)
+    assert Concurrent().plain.spawn(5).get(timeout_s=10) == 5
+    assert not held.done()
+    gate.open()
+    assert held.get() == 1
 
 
 def test_batches_of_different_methods_of_a_concurrent_class_run_together(gate: Gate) -> None:

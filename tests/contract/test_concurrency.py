@@ -178,11 +178,16 @@ def test_as_many_as_max_inputs_run_and_never_one_more(method: str) -> None:
 
 def test_two_callers_in_two_processes_never_overfill_a_worker(gate: Gate) -> None:
     Four().take_peak.remote()
-    floods = [Caller().flood.spawn(Four().asynchronous, 60, gate) for _ in range(2)]
+    floods = [Caller().flood.spawn(method, 60, gate) for method in (Four().asynchronous, Four().sync)]
     eventually(lambda: gate.arrivals == 2, 20)
     gate.open()
-    assert gw.gather(*floods) == [list(range(60))] * 2
+    ours = list(Four().sync.map(range(60)))
+    assert [ours, *gw.gather(*floods)] == [list(range(60))] * 3
     assert Four().take_peak.remote() == 4
+    floods = [Caller().flood.spawn(method, 30, gate) for method in (Strict().asynchronous, Strict().batch)]
+    ours = list(Strict().sync.map(range(30)))
+    assert [ours, *gw.gather(*floods)] == [list(range(30))] * 3
+    assert Strict().peak.remote() == 1
 
 
 def test_a_caller_with_much_to_send_does_not_starve_another(gate: Gate) -> None:

@@ -1,4 +1,4 @@
-"""What travels: arrays and tensors, large values, classes of modules, functions and `__main__`, and what cannot travel."""
+"""What travels: arrays, tensors, large values, classes of modules, functions and `__main__`; and what cannot."""
 
 from __future__ import annotations
 

@@ -289,9 +289,10 @@ def test_an_annotation_that_cannot_be_resolved_is_refused():
 
 
 @pytest.mark.parametrize("annotation", [0.5, typing.ClassVar[int], "list[Unknown]"])
-def test_an_annotation_that_means_nothing_is_refused(annotation):
-    with pytest.raises(InvalidDefinition, match=r"Made\.p"):
-        compiled(annotation, default=1)
+@pytest.mark.parametrize("options", [{"default": 1}, {}])
+def test_an_annotation_that_means_nothing_is_refused(annotation, options):
+    with pytest.raises(InvalidDefinition, match=r"Made\.p: .*annotat"):
+        compiled(annotation, **options)
 
 
 def test_one_parameter_under_two_names_is_refused():

@@ -135,7 +135,7 @@ class FakePool:
         self.reports.append(demand)
         self.reported_at.append(clock.now())
 
-    def make_lane(self, worker: WorkerView, router: str, link: Link) -> FakeLane:
+    def make_lane(self, worker: WorkerView, session: str, link: Link) -> FakeLane:
         lane = self.lanes[worker.id] = FakeLane(worker, link, self.vouches)
         self.made.append(lane)
         return lane

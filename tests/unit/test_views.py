@@ -737,7 +737,7 @@ class Attrs_:
 @pytest.mark.parametrize(
     ("cls", "reason"),
     [
-        (Slotted, "uses __slots__"),
+        (Slotted, "Slotted has call-scoped parameters and uses __slots__"),
         (WithSlottedBase, "its base Slotted uses __slots__"),
         (AllSlots, "has no __dict__"),
         (Dict_, "builtin base dict"),
@@ -873,6 +873,11 @@ def test_lru_cache_is_warned_about(cache, wrap):
 
     with pytest.warns(UserWarning, match=r"Caching\.score is a lru_cache .*keeps the object of every call alive"):
         compiled_with(score=wrap(cache(score)))
+
+
+def test_a_cache_of_what_has_no_source_is_warned_about_as_well():
+    with pytest.warns(UserWarning, match=r"Caching\.size is a lru_cache"):
+        compiled_with(size=functools.lru_cache(len))
 
 
 def test_caches_of_a_base_class_are_warned_about_and_overridden_ones_are_not():

@@ -5,8 +5,6 @@ signature, so `Embedder().embed.remote(...)` is checked, and it can be called, s
 checked as well. A batched function from `list[A]` to `list[R]` becomes a method from `A` to `R`.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
@@ -19,21 +17,16 @@ B = TypeVar("B")
 C = TypeVar("C")
 R_co = TypeVar("R_co", covariant=True)
 
-
 # --- what an instance shows --------------------------------------------------------------------------------------
-
 
 class AsyncMethod(BoundMethod[P, R]):
     """An asynchronous method: `.remote(...)` gives the result, a call in the class or `.local(...)` an awaitable."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
         """Call it in the class."""
-        raise NotImplementedError
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
         """Run the method in this process."""
-        raise NotImplementedError
-
 
 class BatchedMethod(BoundMethod[P, R]):
     """A batched method: called from elsewhere with one input, in the class with lists."""
@@ -41,35 +34,27 @@ class BatchedMethod(BoundMethod[P, R]):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call it in the class, as it is written."""
 
-
 class AsyncBatchedMethod(AsyncMethod[P, R]):
     """An asynchronous batched method."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call it in the class, as it is written."""
 
-
 class AsyncGenerator(BoundGenerator[P, R]):
     """An asynchronous generator method: the iterator of a call in the class, or of `.local(...)`, is asynchronous."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R]:  # type: ignore[override]
         """Call it in the class."""
-        raise NotImplementedError
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R]:  # type: ignore[override]
         """Run the generator in this process."""
-        raise NotImplementedError
-
 
 # --- the descriptors ---------------------------------------------------------------------------------------------
-
 
 class _Named(Generic[P, R]):
     """`Embedder.embed`: a method named through its class, to be called with an instance as its first argument."""
 
-    def __call__(self, instance: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        raise NotImplementedError
-
+    def __call__(self, instance: Any, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
 class Method(Generic[P, R]):
     """A synchronous method."""
@@ -78,9 +63,6 @@ class Method(Generic[P, R]):
     def __get__(self, instance: None, owner: type) -> _Named[P, R]: ...
     @overload
     def __get__(self, instance: object, owner: type) -> BoundMethod[P, R]: ...
-    def __get__(self, instance: object, owner: type) -> Any:
-        raise NotImplementedError
-
 
 class AsyncMethodOf(Generic[P, R]):
     """An asynchronous method."""
@@ -89,9 +71,6 @@ class AsyncMethodOf(Generic[P, R]):
     def __get__(self, instance: None, owner: type) -> _Named[P, Coroutine[Any, Any, R]]: ...
     @overload
     def __get__(self, instance: object, owner: type) -> AsyncMethod[P, R]: ...
-    def __get__(self, instance: object, owner: type) -> Any:
-        raise NotImplementedError
-
 
 class BatchedMethodOf(Generic[P, R]):
     """A batched method."""
@@ -100,9 +79,6 @@ class BatchedMethodOf(Generic[P, R]):
     def __get__(self, instance: None, owner: type) -> _Named[..., Any]: ...
     @overload
     def __get__(self, instance: object, owner: type) -> BatchedMethod[P, R]: ...
-    def __get__(self, instance: object, owner: type) -> Any:
-        raise NotImplementedError
-
 
 class AsyncBatchedMethodOf(Generic[P, R]):
     """An asynchronous batched method."""
@@ -111,9 +87,6 @@ class AsyncBatchedMethodOf(Generic[P, R]):
     def __get__(self, instance: None, owner: type) -> _Named[..., Any]: ...
     @overload
     def __get__(self, instance: object, owner: type) -> AsyncBatchedMethod[P, R]: ...
-    def __get__(self, instance: object, owner: type) -> Any:
-        raise NotImplementedError
-
 
 class GeneratorOf(Generic[P, R]):
     """A generator method."""
@@ -122,9 +95,6 @@ class GeneratorOf(Generic[P, R]):
     def __get__(self, instance: None, owner: type) -> _Named[P, Iterator[R]]: ...
     @overload
     def __get__(self, instance: object, owner: type) -> BoundGenerator[P, R]: ...
-    def __get__(self, instance: object, owner: type) -> Any:
-        raise NotImplementedError
-
 
 class AsyncGeneratorOf(Generic[P, R]):
     """An asynchronous generator method."""
@@ -133,12 +103,8 @@ class AsyncGeneratorOf(Generic[P, R]):
     def __get__(self, instance: None, owner: type) -> _Named[P, AsyncIterator[R]]: ...
     @overload
     def __get__(self, instance: object, owner: type) -> AsyncGenerator[P, R]: ...
-    def __get__(self, instance: object, owner: type) -> Any:
-        raise NotImplementedError
-
 
 # --- what the decorators return ----------------------------------------------------------------------------------
-
 
 class Results(Protocol[R_co]):
     """What a batched function may return: a list, a tuple, an array, a tensor."""
@@ -146,26 +112,20 @@ class Results(Protocol[R_co]):
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> R_co: ...
 
-
 class Batched(Generic[P, R]):
     """A batched function that is not a method yet. P and R are those of one input."""
-
 
 class AsyncBatched(Generic[P, R]):
     """The same of an asynchronous function."""
 
-
 class _OptionalSecond(Protocol[A, R_co]):
     def __call__(self, instance: Any, first: list[A], second: Any = ..., /) -> R_co: ...
-
 
 class _OptionalThird(Protocol[A, B, R_co]):
     def __call__(self, instance: Any, first: list[A], second: list[B], third: Any = ..., /) -> R_co: ...
 
-
 class _Nothing:
     """No function returns this; only one that returns Any, or has no annotations, matches it."""
-
 
 class BatchedDecorator(Protocol):
     """What `batched(...)` returns. Arguments lose their names; where some are optional, arguments are not checked."""
@@ -202,7 +162,6 @@ class BatchedDecorator(Protocol):
     def __call__(
         self, fn: Callable[Concatenate[Any, list[A], P], Coroutine[Any, Any, Results[R]]], /
     ) -> AsyncBatched[..., R]: ...
-
 
 class MethodDecorator(Protocol):
     """What `method()` returns."""
