@@ -219,12 +219,12 @@ class Controller:
             if report.error is not None:
                 log.error("%s: %s failed to start:\n%s", self._boot.app_name, worker.id, report.error)
                 self._kill(worker)
-                if worker.state is WorkerState.DRAINING:
+                if worker.draining:
                     pool.lost(worker, "stopped while it started", clock.now())
                 else:
                     pool.start_failed(worker, report.error, clock.now())
                 return
-            if worker.state is WorkerState.DRAINING:
+            if worker.draining:
                 # Stopped while it was starting; `_drain` sees to the rest.
                 worker.pid, worker.node_id = report.pid, report.node_id
             else:

@@ -277,10 +277,15 @@ class WorkerActor:
         if self._engine is not None:
             if not await self._engine.drain(grace_s):
                 problems.append(f"{self._engine.held} inputs were still running after {grace_s:g} s")
-            # Results have left; wait for the routers to say that they have arrived. Bounded by Session.settled.
-            while not all(line.session.settled for line in self._lines.values()):  # noqa: ASYNC110  # time settles too
-                await asyncio.sleep(0.005)
-        return problems + await self._instance.leave()
+            await self._settle()
+        problems += await self._instance.leave()
+        await self._settle()  # calls that came meanwhile have been refused; their routers must know before the kill
+        return problems
+
+    async def _settle(self) -> None:
+        """What was said has left; wait for the routers to say that it has arrived. Bounded by Session.settled."""
+        while not all(line.session.settled for line in self._lines.values()):  # noqa: ASYNC110  # time settles too
+            await asyncio.sleep(0.005)
 
     @ray.method(concurrency_group="control")
     async def stats(self) -> WorkerStats:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import gworker as gw
-from tests.conftest import Gate, Ledger, eventually
+from tests.conftest import Gate, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("module_app")]
 
@@ -208,18 +208,11 @@ def test_without_a_window_a_single_input_does_not_wait() -> None:
     assert time.monotonic() - begun < 5
 
 
-def test_status_shows_the_mean_batch_size(make_app: Any) -> None:
-    own = make_app()
-
-    @own.cls(max_workers=1)
-    class Counted:
-        @gw.method()
-        @gw.batched(max_batch_size=4, wait_ms=60_000)
-        def f(self, xs: list[int]) -> list[int]:
-            return xs
-
-    Counted().f.for_each(range(12))
-    assert own.status().pool("Counted").workers[0].batch_sizes == {"f": 4.0}
+def test_status_shows_the_mean_batch_size() -> None:
+    variant = Batcher.with_options(scaledown_window_s=100)  # type: ignore[attr-defined]
+    variant().patient.for_each(range(12))
+    (pool,) = (pool for pool in app.status().pools if "scaledown" in pool.name)
+    assert pool.workers[0].batch_sizes == {"patient": 4.0}
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------
@@ -513,9 +506,6 @@ class Instanced:
         return [(self.which, items)] * len(items)
 
 
-def test_two_instances_of_a_class_do_not_share_a_batcher(ledger: Ledger) -> None:
+def test_two_instances_of_a_class_do_not_share_a_batcher() -> None:
     calls = [Instanced(which=w).seen.spawn(w) for _ in range(4) for w in ("a", "b")]
     assert gw.gather(*calls) == [("a", ["a"] * 4), ("b", ["b"] * 4)] * 4
-    variant = Instanced.with_options(scaledown_window_s=5)  # type: ignore[attr-defined]
-    calls = [cls(which="a").seen.spawn(str(cls)) for _ in range(4) for cls in (Instanced, variant)]
-    assert gw.gather(*calls) == [("a", [str(Instanced)] * 4), ("a", [str(variant)] * 4)] * 4

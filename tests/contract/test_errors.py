@@ -356,7 +356,7 @@ class Replaceable:
     @gw.method()
     @gw.batched(max_batch_size=4, wait_ms=100)
     def one_fatal(self, items: list[int]) -> list[Any]:
-        return [gw.Fatal("element") if item == 2 else item for item in items]
+        return [OutOfLuckError("element") if item == 2 else item for item in items]
 
     @gw.method()
     def die(self) -> None:
@@ -383,19 +383,13 @@ def test_fatal_reaches_the_caller_and_replaces_the_worker_gracefully(ledger: Led
     eventually(lambda: ledger.lines() == [f"left {before}"])
 
 
-def test_a_subclass_of_fatal_replaces_the_worker_too() -> None:
-    handle = replaceable(2)
-    before = handle.pid.remote()
-    with pytest.raises(OutOfLuckError):
-        handle.throw.remote(OutOfLuckError, "mine")
-    other_worker(handle, before)
-
-
-def test_a_fatal_among_the_results_of_a_batch_replaces_the_worker_and_spares_the_other_results() -> None:
+def test_a_fatal_of_the_users_own_among_the_results_of_a_batch_replaces_the_worker_and_spares_the_other_results() -> (
+    None
+):
     handle = replaceable(3)
     before = handle.pid.remote()
     outcomes = list(handle.one_fatal.map([1, 2, 3], return_exceptions=True))
-    assert [outcomes[0], outcomes[2]] == [1, 3] and isinstance(outcomes[1], gw.Fatal)
+    assert [outcomes[0], outcomes[2]] == [1, 3] and type(outcomes[1]) is OutOfLuckError
     other_worker(handle, before)
 
 
