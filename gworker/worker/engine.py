@@ -389,6 +389,7 @@ class Engine:
             self._conclude(given, outcome, len(run.inputs), now)
             self._leave(given)
         for fatal in dict.fromkeys(o.fatal for o in outcomes if o.fatal):
+            self.draining = True  # nothing more comes into a process that is to be replaced
             self._on_trouble("fatal", fatal)
         self._offer_room()
         self._schedule_pump()
