@@ -320,8 +320,6 @@ def _own_annotations(cls: type) -> Mapping[str, Any]:
 
 def _resolve(annotation: Any, owner: type, frame: types.FrameType | None) -> Any:
     """What an annotation that may be a text, or hold one, stands for, as seen from where its class is defined."""
-    if annotation is MISSING:
-        return MISSING
     frames = [f for f in _frames(frame) if f.f_globals.get("__name__") == owner.__module__]
     module = sys.modules.get(owner.__module__)
     known: dict[str, Any] = dict(frames[0].f_globals if frames else vars(module) if module is not None else {})

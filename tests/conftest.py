@@ -136,7 +136,7 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
     gate.open()
 
 
-def eventually(condition: Callable[[], Any], timeout_s: float = 10.0, *, every_s: float = 0.02) -> Any:
+def eventually(condition: Callable[[], Any], timeout_s: float = 20.0, *, every_s: float = 0.02) -> Any:
     """Wait until `condition` returns something true, and return it; fail when it does not within `timeout_s`."""
     end = time.monotonic() + timeout_s
     while not (seen := condition()):

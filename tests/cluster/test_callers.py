@@ -15,7 +15,9 @@ import gworker as gw
 pytestmark = pytest.mark.cluster
 
 
-def test_two_callers_in_two_processes_never_overfill_a_worker(shared_app: Any) -> None:
+def test_two_callers_in_two_processes_never_overfill_a_worker(
+    shared_app: Any, ledger: Any, gate: Any, eventually: Any
+) -> None:
     @shared_app.cls(cpu=0.1, max_workers=1)
     @gw.concurrent(max_inputs=4)
     class Narrow:
@@ -41,11 +43,15 @@ def test_two_callers_in_two_processes_never_overfill_a_worker(shared_app: Any) -
     class Caller:
         @gw.method()
         def call(self, name: str, count: int) -> tuple[int, int]:
+            Narrow().account.remote()
+            ledger.write(name)
+            gate.wait()
             results = list(Narrow().enter.map([name] * count))
             return os.getpid(), len(results)
 
-    Narrow().account.remote()
     calls = [Caller().call.spawn(name, 60) for name in ("a", "b")]
+    eventually(lambda: len(ledger.lines()) == 2, 20.0)
+    gate.open()
     (first, some), (second, others) = gw.gather(*calls)
     assert first != second
     assert some == others == 60

@@ -13,10 +13,10 @@ import gworker as gw
 pytestmark = pytest.mark.cluster
 
 
-def test_hooks_that_always_raise_end_the_calls_with_their_traceback(
-    shared_app: Any, ledger: Any, gone: Any, eventually: Any
+def test_hooks_that_always_raise_end_calls_and_run_with_their_traceback(
+    app: Any, ledger: Any, gone: Any, eventually: Any
 ) -> None:
-    @shared_app.cls(cpu=0.1)
+    @app.cls(cpu=0.1, min_workers=1)
     class Broken:
         @gw.on_enter()
         def load_the_weights(self) -> None:
@@ -43,25 +43,13 @@ def test_hooks_that_always_raise_end_the_calls_with_their_traceback(
     with pytest.raises(gw.StartupFailed):
         Broken().work.remote()
     assert time.monotonic() - began < 1.0, "a pool that has FAILED tells its callers at once"
-    pool = shared_app.status().pool("Broken")
+    pool = app.status().pool("Broken")
     assert pool.state == "FAILED"
     lines = ledger.lines()
     assert len(lines) == 3, "three tries, no on_exit and no input"
     assert eventually(lambda: gone(*(int(line.split()[1]) for line in lines)))
-
-
-def test_run_raises_what_keeps_a_floor_from_coming_up(app: Any) -> None:
-    @app.cls(cpu=0.1, min_workers=1)
-    class Broken:
-        @gw.on_enter()
-        def load(self) -> None:
-            raise OSError("no weights")
-
-        @gw.method()
-        def work(self) -> None: ...
-
-    with pytest.raises(gw.StartupFailed, match="OSError: no weights"), app.run():
-        pytest.fail("the block must not be entered")
+    with pytest.raises(gw.StartupFailed, match="/models/llama-3 is not there"), app.run():
+        pytest.fail("the block must not be entered without the floor")
     assert not app.status().running
 
 
@@ -144,18 +132,23 @@ def test_a_process_that_dies_in_on_enter_is_tried_again(shared_app: Any, ledger:
     assert DiesOnce().tries.remote() == 2
 
 
-def test_a_call_with_a_deadline_does_not_wait_for_a_start_longer_than_that(shared_app: Any, gate: Any) -> None:
+def test_a_call_with_a_deadline_does_not_wait_for_a_start_longer_than_that(
+    shared_app: Any, ledger: Any, gate: Any, eventually: Any
+) -> None:
     @shared_app.cls(cpu=0.1)
     class Slow:
         @gw.on_enter()
         def load(self) -> None:
+            ledger.write("enter")
             gate.wait()
 
         @gw.method()
         def work(self) -> str:
             return "served"
 
+    patient = Slow().work.spawn()
+    eventually(ledger.lines)
     with pytest.raises(gw.PoolUnavailable, match=r"deadline_s .* without a worker: 1 starting"):
-        Slow().work.with_options(deadline_s=1.5).remote()
+        Slow().work.with_options(deadline_s=0.3).remote()
     gate.open()
-    assert Slow().work.remote() == "served"
+    assert patient.get(10) == "served"

@@ -207,7 +207,8 @@ def test_a_module_that_is_not_registered_anywhere_works():
 
 def test_reading_a_parameter_on_the_class_gives_the_parameter():
     assert isinstance(Everything.real, Parameter)
-    assert "0.5" in repr(Everything.real)
+    assert repr(Everything.real) == 'gw.parameter(default=0.5, scope="call")'
+    assert repr(parameter(scope="worker")) == 'gw.parameter(scope="worker")'
 
 
 # --- mistakes in the definition ----------------------------------------------------------------------------------
