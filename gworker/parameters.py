@@ -326,7 +326,7 @@ def _resolve(annotation: Any, owner: type, frame: types.FrameType | None) -> Any
     scopes = [f.f_locals for f in frames if f.f_locals is not f.f_globals]
     for names in reversed(scopes):
         known.update(names)
-    known.update((n, v) for n, v in vars(owner).items() if not n.startswith("__") and not isinstance(v, Parameter))
+    known.update((n, v) for n, v in vars(owner).items() if not isinstance(v, Parameter))
     holder = types.SimpleNamespace(__annotations__={"it": annotation})
     return typing.get_type_hints(holder, known, known, include_extras=True)["it"]
 

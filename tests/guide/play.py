@@ -16,6 +16,7 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -147,6 +148,8 @@ class Player:
         self.world = world
         self.facts: dict[str, Any] = {"driver": os.getpid()}
         self.began = 0.0
+        self.served = 0
+        self.replaced = threading.Event()
 
     def ready(self, name: str) -> list[int]:
         """Process ids of the workers of a class that serve."""
@@ -163,24 +166,28 @@ class Player:
         Path(LOST + str(pid)).touch()
         self.began = time.monotonic()
         self.facts["probe"] = {"answers": answers, "sick": model.health.remote(), "first": pid}
+        threading.Thread(target=self.keep_calling, name="keep-calling", daemon=True).start()
         return int(pid)
 
-    def await_restart(self, first: int) -> None:
-        """Keep calling while the probe finds out; every call must be served."""
+    def keep_calling(self) -> None:
+        """Call the probed class once in a while: an idle worker would be let go before its probe has failed thrice."""
         model = self.world["Model"]()
-
-        def replaced() -> list[int]:
+        while not self.replaced.wait(0.5):
             model.predict.remote([1.0])
-            time.sleep(0.4)
-            return [pid for pid in self.ready("Model") if pid != first]
+            self.served += 1
 
-        now = until(replaced, 150.0)
-        pool = self.world["app"].status().pool("Model")
+    def await_restart(self, first: int) -> None:
+        """Wait until the probe has found out; every call is served meanwhile."""
+        now = until(lambda: [pid for pid in self.ready("Model") if pid != first], 150.0)
+        after_s = time.monotonic() - self.began
+        served = self.served
+        until(lambda: self.served > served, 10.0)
+        self.replaced.set()
         self.facts["probe"] |= {
-            "after_s": time.monotonic() - self.began,
+            "after_s": after_s,
             "now": now,
-            "healthy": model.health.remote(),
-            "restarts": pool.restarts,
+            "healthy": self.world["Model"]().health.remote(),
+            "restarts": self.world["app"].status().pool("Model").restarts,
         }
 
     def use_others(self) -> None:

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from gworker import fingerprint as fingerprint_module
 from gworker.errors import InvalidDefinition
 from gworker.fingerprint import digest, fingerprint
-from gworker.parameters import MISSING, Parameter, bind_parameters, collect_parameters, parameter
+from gworker.parameters import MISSING, Parameter, bind_parameters, collect_parameters, entering, parameter
 
 
 class Size(enum.Enum):
@@ -370,6 +370,7 @@ def test_a_bad_value_is_refused_naming_class_parameter_value_and_type(name, valu
     assert f"Everything({name}={value!r}" in message
     assert expected in message
     assert f"Write for example Everything({name}=" in message
+    assert ": : " not in message
     assert isinstance(info.value, TypeError)
     assert isinstance(info.value, ValueError)
 
@@ -404,6 +405,47 @@ def test_a_required_parameter_outside_a_call_has_no_value_and_says_so():
     collect_parameters(Required)
     with pytest.raises(AttributeError, match=r"Required\.p has no value outside a call and no default"):
         getattr(Required(), "p")  # noqa: B009
+
+
+def test_messages_about_a_required_parameter_show_dots_for_the_value():
+    class Required:
+        p: int = parameter()
+        w: int = parameter(scope="worker")
+
+    params = collect_parameters(Required)
+    with pytest.raises(InvalidDefinition, match=r"Write for example Required\(p=\.\.\.\)"):
+        bind_parameters("Required", params, {"p": "x", "w": 1})
+    with entering(), pytest.raises(InvalidDefinition, match=r'write p: int = gw\.parameter\(scope="worker"\);'):
+        getattr(Required(), "p")  # noqa: B009
+    with pytest.raises(AttributeError, match=r"Required\.w has no value here and no default"):
+        getattr(Required(), "w")  # noqa: B009
+
+    class Bad:
+        p = parameter()
+
+    with pytest.raises(InvalidDefinition, match=r'write p: float = gw\.parameter\(scope="call"\)'):
+        collect_parameters(Bad)
+
+
+def test_a_default_that_cannot_be_changed_is_read_as_it_is():
+    limits = Limits(low=3)
+
+    class Reads:
+        limits: Limits = parameter(default=limits)
+
+    collect_parameters(Reads)
+    assert Reads().limits is limits
+
+
+def test_the_annotation_is_understood_once_and_not_again_for_each_value(monkeypatch):
+    param = compiled(int)
+    monkeypatch.setattr(pydantic, "TypeAdapter", None)
+    assert param.validate(3) == 3
+
+
+def test_a_class_whose_module_is_gone_works_as_long_as_its_annotations_are_no_texts():
+    body = {"__annotations__": {"p": int}, "p": parameter(default=1), "__module__": "gone"}
+    assert collect_parameters(type("Gone", (), body))["p"].annotation is int
 
 
 def test_a_class_pydantic_does_not_know_is_checked_by_isinstance():
