@@ -601,6 +601,7 @@ def test_none_is_refused_where_it_means_nothing(name):
 def test_min_above_max_is_refused():
     with refused("min_workers=5 is greater than max_workers=3", "write max_workers=5"):
         options(min_workers=5, max_workers=3)
+    assert options(min_workers=3, max_workers=3).min_workers == 3
     with refused("min_workers=101 is greater than max_workers=100"):
         options(min_workers=101)
 
@@ -622,6 +623,7 @@ def test_memory_as_text_is_refused_with_the_number_to_write(given, write):
         (2, "gpu=gw.Gpu(count=2)"),
         (0.5, "gpu=gw.Gpu(count=0.5)"),
         (True, 'gpu=gw.Gpu("A100")'),
+        (-2, 'gpu=gw.Gpu("A100")'),
         (Gpu, 'gpu=gw.Gpu("A100")'),
     ],
 )
@@ -645,14 +647,23 @@ def test_one_and_a_half_gpus_are_refused():
 def test_a_wrong_gpu_type_is_refused(wrong):
     with refused(f"type={wrong!r}", 'gw.Gpu("A100")'):
         Gpu(wrong)
-    with refused("gw.Gpu(count=3)"):
+
+
+def test_a_count_given_as_the_type_is_recognised_and_nothing_else_is():
+    with refused("gw.Gpu(type=3)", "or gw.Gpu(count=3) for that many"):
         Gpu(3)
+    for wrong in (True, "", [2]):
+        with pytest.raises(InvalidDefinition) as info:
+            Gpu(wrong)
+        assert "for that many" not in str(info.value)
 
 
 def test_a_gpu_is_a_value():
     assert Gpu("A100") == Gpu(type="A100", count=1)
     assert hash(Gpu("A100")) == hash(Gpu("A100", 1.0))
     assert (Gpu().type, Gpu().count, Gpu(count=0.25).count) == (None, 1, 0.25)
+    assert (Gpu("H100", 2).count, type(Gpu("H100", 2.0).count)) == (2, int)
+    assert type(Gpu(count=np.float64(0.5)).count) is float
 
 
 @pytest.mark.parametrize("wrong", ["x", 3, {1: 1}, ["a"]])
@@ -684,7 +695,9 @@ def test_wrong_retries_are_refused(wrong):
     [
         (Probe.on("health"), 'probes=[gw.Probe.on("health", ...)]'),
         ("health", 'probes=[gw.Probe.on("health")]'),
-        (["health"], 'probes=[gw.Probe.on("health")]'),
+        (["ping"], 'probes=[gw.Probe.on("ping")]'),
+        ("ping", 'probes=[gw.Probe.on("ping")]'),
+        (3, 'probes=[gw.Probe.on("health")]'),
         ([Probe.on("health"), 3], 'probes=[gw.Probe.on("health")]'),
     ],
 )

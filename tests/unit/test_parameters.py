@@ -428,13 +428,13 @@ def test_messages_about_a_required_parameter_show_dots_for_the_value():
 
 
 def test_a_default_that_cannot_be_changed_is_read_as_it_is():
-    limits = Limits(low=3)
+    given_default = Limits(low=3)
 
     class Reads:
-        limits: Limits = parameter(default=limits)
+        limits: Limits = parameter(default=given_default)
 
     collect_parameters(Reads)
-    assert Reads().limits is limits
+    assert Reads().limits is given_default
 
 
 def test_the_annotation_is_understood_once_and_not_again_for_each_value(monkeypatch):
