@@ -383,11 +383,7 @@ class Controller:
         room for one worker of every other class that has none: a class that calls another must not starve it.
         """
         capacity = [w for w in pool.workers.values() if w.state is not WorkerState.DRAINING]
-        free: dict[str, float] = dict(ray.available_resources())  # type: ignore[no-untyped-call]
-        for other in self._pools.values():
-            for worker in other.workers.values():
-                if not worker.placed:
-                    _subtract(free, requirement(other.definition.options))
+        free = self._free()
         if self._boot.cluster_may_grow and _how_often(requirement(pool.definition.options), free) == 0:
             return count  # what fits nowhere is for Ray's cluster autoscaler to see
         for name, options in self._declared.items():
@@ -396,6 +392,22 @@ class Controller:
         fitting = _how_often(requirement(pool.definition.options), free)
         floor = max(1, pool.definition.options.min_workers)
         return min(count, max(fitting, floor - len(capacity)))
+
+    def _free(self) -> dict[str, float]:
+        """What is free in the cluster, less what workers on their way will take.
+
+        Ray's account of what is available lags behind, for seconds on a busy machine: a worker that was placed just now
+        may be missing from it. What is left of the whole once all our workers have theirs is never too much.
+        """
+        available: dict[str, float] = dict(ray.available_resources())  # type: ignore[no-untyped-call]
+        left: dict[str, float] = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+        for pool in self._pools.values():
+            needs = requirement(pool.definition.options)
+            for worker in pool.workers.values():
+                _subtract(left, needs)
+                if not worker.placed:
+                    _subtract(available, needs)
+        return {name: min(amount, left.get(name, 0.0)) for name, amount in available.items()}
 
     def _has_workers(self, class_name: str) -> bool:
         return any(p.workers for k, p in self._pools.items() if k.class_name == class_name)
