@@ -7,6 +7,7 @@ results. So an endless iterator is consumed only as fast as its results are.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import contextvars
 import queue
@@ -97,7 +98,7 @@ class MapRun:
             try:
                 return self._send(arguments)
             except QueueFull:
-                with contextlib.suppress(TimeoutError):
+                with contextlib.suppress(concurrent.futures.TimeoutError):  # not the builtin one before Python 3.11
                     self._when_space().result(1.0)
         return None
 

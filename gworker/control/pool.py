@@ -147,7 +147,8 @@ class Pool:
         capacity = [w for w in self.workers.values() if w.state in _CAPACITY]
         if self.retired:
             # What was called before the new definition is still served, by as few workers as there are.
-            desired = 0 if demand == Demand(0, 0) else max(1, len(capacity))
+            # One is started only for calls that wait: those that run, or ran a moment ago, need none.
+            desired = 0 if demand == Demand(0, 0) else max(int(demand.queued > 0), len(capacity))
         else:
             desired = self.autoscaler.tick(demand.queued + demand.running, now)
         if len(capacity) < desired and now >= self.supervisor.start_allowed_at:

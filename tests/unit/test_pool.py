@@ -326,6 +326,13 @@ def test_a_retired_pool_without_workers_starts_one_for_what_still_waits() -> Non
     assert keeper.plan() == [Start(1)]
 
 
+def test_a_retired_pool_starts_none_for_a_late_report_of_what_ran() -> None:
+    keeper = Keeper()
+    keeper.demand(0, 1)
+    keeper.pool.retired = True
+    assert keeper.plan() == []
+
+
 # --- what routers and people are told ----------------------------------------------------------------------------
 
 
