@@ -177,8 +177,10 @@ class App:
                 cls.generation = self._generations[cls.name]
             self.classes[cls.name] = cls
             running = self._running
-        if running is not None and cls.generation:
-            running.controller.retire.remote(cls.name, cls.generation)
+        if running is not None and ray.is_initialized():
+            running.controller.declare.remote({cls.name: cls.spec.options})
+            if cls.generation:
+                running.controller.retire.remote(cls.name, cls.generation)
 
     def latest(self, cls: Cls) -> Cls:
         """The newest definition of `cls`: a notebook cell may have replaced it since the handle was made."""
@@ -223,11 +225,13 @@ class App:
     def _start(self) -> AppClient:
         _have_ray()
         boot = ControllerBoot(
-            app_name=self.name, gpu_optional=_gpu_is_optional(), cluster_may_grow=not _ray_is_ours_alone()
+            app_name=self.name,
+            gpu_optional=_gpu_is_optional(),
+            cluster_may_grow=not _ray_is_ours_alone(),
+            classes={name: cls.spec.options for name, cls in self.classes.items()},
         )
         controller = create_controller(boot)
         client = AppClient(self.name, controller)
-        controller.declare.remote({name: cls.spec.options for name, cls in self.classes.items()})
         # Registered now, after Ray was imported, so that it runs before Ray's own exit hook.
         atexit.register(self._at_exit)
         return client

@@ -12,8 +12,8 @@ import contextvars
 import itertools
 import logging
 import random
-from collections.abc import Coroutine
-from dataclasses import dataclass, replace
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -48,12 +48,14 @@ class ControllerBoot:
     """What a controller is made from.
 
     `gpu_optional`: a GPU that no node has is dropped, with a notice, instead of waited for. `cluster_may_grow`: a
-    requirement that no node meets today may be met by one that comes.
+    requirement that no node meets today may be met by one that comes. `classes`: those of the app, and what a worker of
+    each needs; they come along because the calls of an actor with many at a time may overtake each other.
     """
 
     app_name: str
     gpu_optional: bool
     cluster_may_grow: bool
+    classes: Mapping[str, Options] = field(default_factory=dict)
 
 
 class Controller:
@@ -69,7 +71,7 @@ class Controller:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._gone: dict[str, asyncio.Event] = {}
         self._stopping = False
-        self._declared: dict[str, Options] = {}
+        self._declared = dict(boot.classes)
         self._self: Any = None
 
     # --- asked by drivers and routers -----------------------------------------------------------------------------
@@ -125,7 +127,7 @@ class Controller:
         )
 
     async def declare(self, classes: dict[str, Options]) -> None:
-        """The classes of the app and what one worker of each needs: growth of one leaves room for the others."""
+        """Classes that the app has got since: growth of one leaves room for a worker of each of the others."""
         self._declared.update(classes)
 
     async def retire(self, class_name: str, generation: int) -> None:
