@@ -47,6 +47,11 @@ class ClassSpec:
         _check_probes(self.name, self.methods, options.probes)
         return replace(self, options=options, name=options.name or self.name)
 
+    def interface(self) -> ClassSpec:
+        """What a caller has to know of the class: everything but the class."""
+        methods = {name: method.without_types() for name, method in self.methods.items()}
+        return replace(self, user_cls=object, methods=methods)
+
     def describe(self) -> str:
         """What was compiled, for people."""
         return "\n".join(_describe(self))

@@ -17,7 +17,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from gworker import clock
 from gworker.context import CallContext
@@ -81,12 +81,13 @@ class Input:
 class Run:
     """One invocation in progress: its inputs, where it runs, and how to stop it."""
 
-    __slots__ = ("future", "inputs", "on_main", "timers", "work")
+    __slots__ = ("blamed", "future", "inputs", "on_main", "timers", "work")
 
     def __init__(self, inputs: list[Input], work: Work, on_main: bool) -> None:
         self.inputs = inputs
         self.work = work
         self.on_main = on_main
+        self.blamed = False  # not the user's code failed: see Raised.blame
         self.timers: list[asyncio.TimerHandle] = []
         self.future: concurrent.futures.Future[list[Outcome]] | None = None
 
@@ -382,6 +383,7 @@ class Engine:
         elif (error := future.exception()) is not None:
             log.error("running %s failed inside gworker", run.work.label, exc_info=error)
             outcomes = [execution.failed(error)] * len(run.inputs)
+            run.blamed = True
         else:
             outcomes = future.result()
         now = clock.now()
@@ -403,7 +405,7 @@ class Engine:
             return
         call_id = given.call.call_id
         if outcome.failure is not None:
-            self._answer(given, Raised(call_id, outcome.failure, batch_size))
+            self._answer(given, Raised(call_id, outcome.failure, batch_size, _blame(given)))
         elif outcome.result is None:
             self._answer(given, Ended(call_id))
         else:
@@ -422,7 +424,11 @@ class Engine:
         call = given.call
         now = clock.now()
         label = f"{self.spec.name}.{call.method}"
+        blame: Literal["system", "nobody"] = "nobody"  # how long a caller waits says nothing about the worker
         if limit == "timeout_s":
+            assert given.run is not None
+            given.run.blamed = True
+            blame = "system" if given is given.run.inputs[0] else "nobody"
             text = f"{label} ran longer than its timeout_s of {call.timeout_s:g} s"
         elif given.run is None:
             text = f"{label} passed its deadline_s while it waited in the worker for {now - given.arrived:.3g} s"
@@ -432,7 +438,7 @@ class Engine:
                 f"worker and ran {now - given.started:.3g} s"
             )
         error = DeadlineExceeded(text, limit=limit, where="running" if given.run else "worker queue")
-        self._answer(given, Raised(call.call_id, pack_exception(error), 1))
+        self._answer(given, Raised(call.call_id, pack_exception(error), 1, blame))
 
     def _answer(self, given: Input, message: Any) -> None:
         """The last word to the caller, or none if it has gone; what still waits or runs for it alone is stopped."""
@@ -497,6 +503,12 @@ class Engine:
             self._offer_timer = None
         if (expiry := self._admission.next_expiry()) is not None:
             self._offer_timer = self._loop.call_later(max(0.0, expiry - now), self._offer_room)
+
+
+def _blame(given: Input) -> Literal["user", "system", "nobody"]:
+    if given.run is None or not given.run.blamed:
+        return "user"
+    return "system" if given is given.run.inputs[0] else "nobody"
 
 
 def _weigh(instance: Instance, given: Input) -> float | Failure:
