@@ -40,6 +40,18 @@ def serving(
     return result
 
 
+def pool_when(app: Any, class_name: str, condition: Callable[[Any], object], timeout_s: float = 20.0) -> Any:
+    """Wait until the status of a pool meets a condition; that status."""
+
+    def found() -> Any:
+        with contextlib.suppress(KeyError):
+            pool = app.status().pool(class_name)
+            return pool if condition(pool) else None
+        return None
+
+    return eventually(found, timeout_s)
+
+
 @contextlib.contextmanager
 def watched(app: Any, class_name: str, every_s: float = 0.03) -> Iterator[list[Any]]:
     """Look at the status of a pool again and again; gives the list that what was seen is put into."""
