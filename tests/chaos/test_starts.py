@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
 def test_a_pool_whose_first_starts_all_fail_tells_every_caller_at_once_with_the_traceback(
     app: Any, book: Book, ledger: Any
 ) -> None:
-    @app.cls(cpu=0.1, min_workers=2)
+    @app.cls(cpu=0.1, min_workers=2, max_workers=2)
     class Hopeless:
         @gw.on_enter()
         def load(self) -> None:
@@ -141,6 +141,7 @@ def test_where_the_cluster_may_grow_a_gpu_that_is_not_there_is_waited_for_visibl
             print(error)
         """,
         address=address,
+        RAY_SCHEDULER_EVENTS="0",  # Ray's cluster autoscaler would say on stdout what it misses
     )
     assert attached.wait(30) == 0, attached.err
     deadline, status, stopped = attached.out.splitlines()
