@@ -18,6 +18,7 @@ from gworker.control import keeper as keeper_module
 from gworker.control.controller import Controller, ControllerBoot
 from gworker.mapping import MapRun
 from gworker.observe.progress import Ticker
+from gworker.router.calls import Problem
 from gworker.router.lanes import RENEW_S
 from gworker.router.membership import PoolDefinition, PoolKey, WorkerView
 from gworker.router.router import RELINK_AFTER_S
@@ -145,7 +146,7 @@ async def test_errors_that_map_hands_over_are_not_logged_as_never_retrieved(capl
 
     def send(arguments: tuple[Any, ...]) -> Sent:
         call = Sent()
-        loop.call_soon_threadsafe(loop.call_later, 0.02, call.raised, ValueError(arguments))
+        loop.call_soon_threadsafe(loop.call_later, 0.02, call.raised, Problem(ValueError(arguments)))
         return call
 
     with caplog.at_level(logging.ERROR, logger="asyncio"):

@@ -7,7 +7,7 @@ import itertools
 import logging
 import threading
 from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -25,7 +25,7 @@ from gworker.errors import (
 from gworker.options import Options
 from gworker.retries import Retries
 from gworker.router import router as router_module
-from gworker.router.calls import RoutedCall
+from gworker.router.calls import Problem, RoutedCall
 from gworker.router.membership import Demand, PoolKey, PoolState, PoolView, WorkerView
 from gworker.router.router import DEMAND_PERIOD_S, EXPLAIN_AFTER_S, Link, Router
 from gworker.wire import (
@@ -156,8 +156,8 @@ class Outcome:
     def returned(self, result: Payload) -> None:
         self.told.append(("returned", unpack(result)))
 
-    def raised(self, error: BaseException) -> None:
-        self.told.append(error)
+    def raised(self, problem: Problem) -> None:
+        self.told.append(problem.exception())
 
     def item(self, item: Payload) -> None:
         self.told.append(("item", unpack(item)))
@@ -593,6 +593,47 @@ async def test_a_remote_error_counts_as_what_was_raised_in_the_worker(bench: Ben
     assert isinstance(error_of(call), RemoteError)
 
 
+class Kept(Outcome):
+    """A caller that has not looked at its outcome yet."""
+
+    def raised(self, problem: Problem) -> None:
+        self.told.append(problem)
+
+
+class MarkedError(Exception):
+    """Leaves a mark where it is unpickled."""
+
+    made: ClassVar[list[str]] = []
+
+    def __reduce__(self) -> Any:
+        return (_marked, ())
+
+
+def _marked() -> MarkedError:
+    MarkedError.made.append(threading.current_thread().name)
+    return MarkedError("unpickled")
+
+
+async def test_what_a_method_raised_is_unpickled_by_who_asks_for_it_and_never_by_the_router(bench: Bench) -> None:
+    # Unpickling runs the user's code, which may block: here it would keep back every call of the process.
+    await bench.show("a", capacity=3)
+    once = Retries(max_retries=1, initial_delay_s=1, retry_on=(MarkedError,))
+    raised, retried = await bench.call(sink=Kept()), await bench.call(sink=Kept(), retries=once)
+    late = await bench.call(sink=Kept(), retries=once, deadline_s=2)
+    messages = [Raised(call.number, pack_exception(MarkedError("x")), 1) for call in (raised, retried, late, retried)]
+    MarkedError.made.clear()
+    bench.lane().says(*messages[:3])
+    await bench.timeline.advance(1)
+    bench.lane().says(messages[3])
+    await bench.timeline.advance(1)
+    problems = [told(call)[0] for call in (raised, retried, late)]
+    assert MarkedError.made == []
+    errors = [problem.exception() for problem in problems]
+    assert [type(error) for error in errors] == [MarkedError, MarkedError, DeadlineExceeded]
+    assert isinstance(errors[2].__cause__, MarkedError)
+    assert len(MarkedError.made) == 3
+
+
 async def test_an_execution_that_took_too_long_may_be_retried_a_call_that_did_may_not(bench: Bench) -> None:
     await bench.show("a")
     execution, call = await bench.call(retries=Retries(max_retries=1, initial_delay_s=0)), None
@@ -967,7 +1008,7 @@ class Gone(Outcome):
     def returned(self, result: Payload) -> None:
         raise RuntimeError("Event loop is closed")
 
-    def raised(self, error: BaseException) -> None:
+    def raised(self, problem: Problem) -> None:
         raise RuntimeError("Event loop is closed")
 
     item = returned
