@@ -48,8 +48,11 @@ RELINK_AFTER_S = 3.0
 class PoolSource(Protocol):
     """Where a router learns of its pool, and reports to: the controller, seen from here."""
 
-    async def watch(self, key: PoolKey, known: tuple[str, int] | None) -> PoolView:
-        """The pool's view once it is not the `known` one, (epoch, version). Raises when the controller is gone."""
+    async def watch(self, router: str, key: PoolKey, known: tuple[str, int] | None) -> PoolView:
+        """The pool's view once it is not the `known` one, (epoch, version). Raises when the controller is gone.
+
+        Asking says that the router acts on the known one already.
+        """
         ...
 
     def report(self, router: str, key: PoolKey, demand: Demand) -> None:
@@ -509,7 +512,7 @@ class Router:
                 self._needed.clear()  # the controller keeps the pool no more, and nobody needs it
                 await self._needed.wait()
             try:
-                view = await self.source.watch(self.key, known)
+                view = await self.source.watch(self.name, self.key, known)
             except Exception as error:
                 self.close(
                     error

@@ -125,7 +125,7 @@ class FakePool:
         self.gone = error
         self._changed.set()
 
-    async def watch(self, key: PoolKey, known: tuple[str, int] | None) -> PoolView:
+    async def watch(self, router: str, key: PoolKey, known: tuple[str, int] | None) -> PoolView:
         assert key == KEY
         self.known.append(known)
         if known is None and self._view is not None and self._view.forgotten:
