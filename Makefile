@@ -49,7 +49,7 @@ test: test-fast test-cluster ## every test: the fast ones first
 test-fast: $(STAMP)  ## the tests that need no Ray
 	$(BIN)/python -m pytest -m "$(FAST)"
 
-test-cluster: $(STAMP) ## the tests on a real local Ray, the guide and the typing tests
+test-cluster: $(STAMP) ## the tests on a real local Ray, the guide, the typing tests and the slow ones
 	$(BIN)/python -m pytest -m "not ($(FAST))" --durations=10
 
 lint: $(STAMP)       ## ruff: rules and format

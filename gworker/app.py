@@ -343,6 +343,7 @@ class App:
         try:
             self._stop_workers(running, drain)
         finally:
+            running.lost = True
             running.close(PoolUnavailable(f"the app {self.name!r} was stopped"))
             ray.kill(running.controller)
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from gworker import context
+from gworker.router.calls import Problem, RoutedCall
 from gworker.wire import Payload, unpack
 
 if TYPE_CHECKING:
-    from gworker.router.calls import RoutedCall
     from gworker.router.router import Router
 
 R = TypeVar("R")
@@ -22,9 +22,10 @@ class Call(Generic[R]):
     """A call that is under way, as `.spawn(...)` returns it. Awaitable; its result can be asked for again and again."""
 
     def __init__(self) -> None:
-        self._outcome: concurrent.futures.Future[Payload] = concurrent.futures.Future()
+        self._outcome: concurrent.futures.Future[Payload | Problem] = concurrent.futures.Future()
         self._outcome.set_running_or_notify_cancel()  # only its router ends it
         self._value: Any = _UNSET
+        self._error: BaseException | None = None
         self._router: Router | None = None
         self._call: RoutedCall | None = None
 
@@ -66,21 +67,25 @@ class Call(Generic[R]):
             self._router.cancel(self._call)
 
     def __await__(self) -> Generator[Any, None, R]:
-        payload = yield from asyncio.shield(asyncio.wrap_future(self._outcome)).__await__()
-        return self._unpacked(payload)
+        outcome = yield from asyncio.shield(asyncio.wrap_future(self._outcome)).__await__()
+        return self._unpacked(outcome)
 
     def __repr__(self) -> str:
         if not self.done():
             state = "running"
         else:
-            error = self._outcome.exception()
-            state = "returned" if error is None else f"raised {type(error).__name__}"
+            outcome = self._outcome.result()
+            state = f"raised {outcome.type_name}" if isinstance(outcome, Problem) else "returned"
         label = "a call" if self._call is None else f"{self._call.label} {self.id}"
         return f"<gworker.Call {label}: {state}>"
 
-    def _unpacked(self, payload: Payload) -> R:
+    def _unpacked(self, outcome: Payload | Problem) -> R:
+        if isinstance(outcome, Problem):
+            if self._error is None:
+                self._error = outcome.exception()
+            raise self._error
         if self._value is _UNSET:
-            self._value = unpack(payload)
+            self._value = unpack(outcome)
         value: R = self._value
         return value
 
@@ -93,9 +98,9 @@ class Call(Generic[R]):
         """See Sink."""
         self._outcome.set_result(result)
 
-    def raised(self, error: BaseException) -> None:
+    def raised(self, problem: Problem) -> None:
         """See Sink."""
-        self._outcome.set_exception(error)
+        self._outcome.set_result(problem)
 
     def item(self, item: Payload) -> None:
         """See Sink; a plain call has no items."""

@@ -9,11 +9,8 @@ from __future__ import annotations
 import difflib
 import html
 import importlib
-import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
-
-import cloudpickle
 
 from gworker.bound import BoundGenerator, BoundMethod, CallOptions
 from gworker.errors import InvalidDefinition
@@ -22,7 +19,7 @@ from gworker.router.client import AppClient, deployed_client
 from gworker.router.membership import DeployedClass, PoolDefinition, PoolKey
 from gworker.router.router import Router
 from gworker.spec import ClassSpec, compile_class
-from gworker.wire import Payload, pack, unpack
+from gworker.wire import Payload, importable, look_up, pack, unpack
 
 __all__ = ["BoundGenerator", "BoundMethod", "Cls", "Handle"]
 
@@ -361,27 +358,12 @@ def _default_worker_key(cls: Cls) -> str | None:
 
 def _is_importable(cls: Cls) -> bool:
     """Whether a worker can import the class, so that it, its enums and its exceptions are the same on both sides."""
-    name, qualname = cls.user_cls.__module__, cls.user_cls.__qualname__
-    module = sys.modules.get(name)
-    if name == "__main__" or module is None or getattr(module, "__spec__", None) is None:
-        return False
-    parts = name.split(".")
-    by_value = cloudpickle.list_registry_pickle_by_value()
-    if any(".".join(parts[: i + 1]) in by_value for i in range(len(parts))):
-        return False
-    found = _look_up(module, qualname)
+    found = importable(cls.user_cls)
     return isinstance(found, Cls) and found.user_cls is cls.user_cls
 
 
-def _look_up(module: Any, qualname: str) -> Any:
-    found = module
-    for part in qualname.split("."):
-        found = found.__dict__.get(part) if hasattr(found, "__dict__") else None
-    return found
-
-
 def _import(module: str, qualname: str, generation: int, changes: Mapping[str, Any]) -> Cls:
-    found = _look_up(importlib.import_module(module), qualname)
+    found = look_up(importlib.import_module(module), qualname)
     if not isinstance(found, Cls):
         raise ImportError(f"{module}.{qualname} is not a class decorated with @app.cls in this process")
     if not changes and generation == found.generation:

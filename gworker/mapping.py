@@ -129,9 +129,7 @@ class MapRun:
                         end = entry
                         continue
                     if not entry.done():
-                        ended = asyncio.wrap_future(entry._outcome)
-                        ended.add_done_callback(_retrieve)  # asyncio logs errors that nobody asked for
-                        await asyncio.wait([ended])
+                        await asyncio.wait([asyncio.wrap_future(entry._outcome)])
                     value = self._value_of(entry)
                     yielded += 1
                     ticker.advance()
@@ -191,11 +189,6 @@ class MapRun:
         for call in list(self._outstanding.values()):
             call.cancel()
         self._outstanding.clear()
-
-
-def _retrieve(ended: asyncio.Future[Any]) -> None:
-    if not ended.cancelled():
-        ended.exception()
 
 
 def zipped(first: Any, more: tuple[Any, ...]) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from gworker import checks
 from gworker.errors import InvalidDefinition, RemoteError
+from gworker.wire import Failure, importable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,9 @@ class Retries:
 
     `max_retries` does not count the first try. The n-th retry after an exception waits
     `initial_delay_s * backoff_coefficient ** (n - 1)` seconds, `max_delay_s` at most. `retry_on` are the exception
-    classes that are worth another try; the loss of a worker is retried at once, whatever it says.
+    classes that are worth another try, with their subclasses; a class is known by its module and qualified name, so
+    that a notebook's class which has been defined anew is still meant. The loss of a worker is retried at once,
+    whatever `retry_on` says.
 
     >>> [Retries(max_retries=4, max_delay_s=5).delay_s(n) for n in (1, 2, 3, 4)]
     [1.0, 2.0, 4.0, 5.0]
@@ -67,13 +70,20 @@ class Retries:
             return self.max_delay_s
         return min(delay, self.max_delay_s)
 
-    def matches(self, error: BaseException) -> bool:
-        """True if `error` is worth another try. A `RemoteError` counts as what was raised in the worker."""
-        if isinstance(error, self.retry_on):
+    def matches(self, failure: Failure) -> bool:
+        """True if what was raised is worth another try. Goes by the names of classes: unpickling runs user code.
+
+        What arrives as a `RemoteError` counts as that, too.
+        """
+        if failure.pickled is None and issubclass(RemoteError, self.retry_on):
             return True
-        if not isinstance(error, RemoteError):
-            return False
-        return any(f"{cls.__module__}.{cls.__qualname__}" in error.mro for cls in self.retry_on)
+        return any(name in failure.mro for cls in self.retry_on for name in _names(cls))
+
+
+def _names(cls: type) -> list[str]:
+    """What a class may be called in a worker: cloudpickle drops the qualified name of one that travels by value."""
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    return [name] if importable(cls) is cls else [name, f"{cls.__module__}.{cls.__name__}"]
 
 
 def _exception_classes(where: str, value: Any) -> tuple[type[BaseException], ...]:

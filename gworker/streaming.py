@@ -7,10 +7,10 @@ import queue
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from gworker.router.calls import Problem, RoutedCall
 from gworker.wire import Payload, unpack
 
 if TYPE_CHECKING:
-    from gworker.router.calls import RoutedCall
     from gworker.router.router import Router
 
 # Items a generator may be ahead of its consumer.
@@ -31,8 +31,8 @@ class _ItemSink:
     def returned(self, result: Payload) -> None:
         """See Sink; a stream ends by `ended`."""
 
-    def raised(self, error: BaseException) -> None:
-        self._put(error)
+    def raised(self, problem: Problem) -> None:
+        self._put(problem)
 
     def item(self, item: Payload) -> None:
         self._put(item)
@@ -48,8 +48,8 @@ def iterate(submit: Submit) -> Iterator[Any]:
     consumed = 0
     try:
         while (entry := arrived.get()) is not _END:
-            if isinstance(entry, BaseException):
-                raise entry
+            if isinstance(entry, Problem):
+                raise entry.exception()
             consumed += 1
             if consumed % _GRANT == 0:
                 router.grant(call, _GRANT)
@@ -67,8 +67,8 @@ async def iterate_async(submit: Submit) -> AsyncIterator[Any]:
     consumed = 0
     try:
         while (entry := await arrived.get()) is not _END:
-            if isinstance(entry, BaseException):
-                raise entry
+            if isinstance(entry, Problem):
+                raise entry.exception()
             consumed += 1
             if consumed % _GRANT == 0:
                 router.grant(call, _GRANT)

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import cloudpickle
 
-from gworker.errors import RemoteError, RemoteTraceback
+from gworker.errors import DeadlineExceeded, RemoteError, RemoteTraceback
 
 # Below this size a buffer is cheaper inside the pickle than as an object of its own.
 INLINE_BUFFER_BYTES = 4096
@@ -96,6 +96,26 @@ def pack(value: Any) -> Payload:
     return Payload(file.getvalue(), buffers)
 
 
+def importable(cls: type) -> Any:
+    """What another process finds where `cls` says it is defined; None where such classes travel by value."""
+    module = sys.modules.get(cls.__module__)
+    if cls.__module__ == "__main__" or module is None or getattr(module, "__spec__", None) is None:
+        return None
+    parts = cls.__module__.split(".")
+    by_value = cloudpickle.list_registry_pickle_by_value()
+    if any(".".join(parts[: i + 1]) in by_value for i in range(len(parts))):
+        return None
+    return look_up(module, cls.__qualname__)
+
+
+def look_up(module: Any, qualname: str) -> Any:
+    """What a module holds under this name, or None."""
+    found = module
+    for part in qualname.split("."):
+        found = found.__dict__.get(part) if hasattr(found, "__dict__") else None
+    return found
+
+
 _PLAIN = frozenset((type(None), bool, int, float, str, bytes))
 _PLAIN_DEPTH = 3
 _PLAIN_ITEMS = 32
@@ -153,13 +173,18 @@ _CONTROL_FLOW = (
 
 
 class Failure(NamedTuple):
-    """An exception on its way to a caller. `pickled` is None where it cannot, or must not, be raised as it is."""
+    """An exception on its way to a caller. `pickled` is None where it cannot, or must not, be raised as it is.
+
+    `mro` holds "module.qualname" of its class and their bases; of a `RemoteError` that is passed on, also those of what
+    it stands for. `final` says that another attempt cannot help: the time of the whole call is over.
+    """
 
     pickled: Payload | None
     type_name: str
     message: str
     traceback: str
     mro: tuple[str, ...]
+    final: bool = False
 
 
 def pack_exception(error: BaseException) -> Failure:
@@ -190,12 +215,19 @@ def pack_exception(error: BaseException) -> Failure:
         type_name=type(error).__qualname__,
         message=message,
         traceback=text,
-        mro=tuple(f"{c.__module__}.{c.__qualname__}" for c in type(error).__mro__),
+        mro=(
+            *(f"{c.__module__}.{c.__qualname__}" for c in type(error).__mro__),
+            *(error.mro if isinstance(error, RemoteError) else ()),
+        ),
+        final=isinstance(error, DeadlineExceeded) and vars(error).get("limit") == "deadline_s",
     )
 
 
 def unpack_exception(failure: Failure) -> BaseException:
-    """The exception to raise in the caller, with the worker's traceback as its `__cause__`."""
+    """The exception to raise in the caller, with the worker's traceback as its `__cause__`.
+
+    Runs user code, which may block: never on a loop that carries traffic.
+    """
     error: BaseException | None = None
     if failure.pickled is not None:
         try:

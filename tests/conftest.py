@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +26,29 @@ REPOSITORY = Path(__file__).parent.parent
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 _numbers = itertools.count(1)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Spare `-m "not cluster"` the import of files that it deselects as a whole: rewriting them takes seconds."""
+    chosen: str = config.getoption("markexpr")
+    if collection_path.suffix != ".py" or not re.fullmatch(r"[\w\s()]+", chosen):
+        return None
+    whole_file = re.search(r"^pytestmark = .+$", collection_path.read_text(), re.MULTILINE)
+    if whole_file is None:
+        return None
+    marks = set(re.findall(r"pytest\.mark\.(\w+)", whole_file[0]))
+    # Single tests may carry any of the other marks besides.
+    others = sorted(set(re.findall(r"\w+", chosen)) - {"and", "or", "not"} - marks)
+    for carried in itertools.product([False, True], repeat=len(others)):
+        if eval(chosen.strip(), {}, dict.fromkeys(marks, True) | dict(zip(others, carried, strict=True))):
+            return None
+    return True
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: a collection of garbage need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

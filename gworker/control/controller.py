@@ -38,6 +38,8 @@ log = logging.getLogger("gworker.controller")
 TICK_S = 0.25
 # How long a watch is kept open before it answers with what is known already.
 WATCH_S = 10.0
+# How long a worker that has drained waits at most for the routers to know of it.
+SEEN_S = 1.0
 # How long the routers of a restarted controller wait at most for it to find the workers that serve.
 RESTORE_S = 5.0
 # How many of the latest events a status shows.
@@ -74,6 +76,7 @@ class Controller:
         self._epoch = os.urandom(4).hex()
         self._wake = asyncio.Event()
         self._published: dict[PoolKey, tuple[int, asyncio.Event]] = {}
+        self._seen: dict[PoolKey, dict[str, tuple[int, float]]] = {}
         self._events = EventLog()
         self._happened = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
@@ -95,11 +98,15 @@ class Controller:
             self._loop_task = self._background(self._run())
         await self._restored.wait()
 
-    async def watch(self, key: PoolKey, known: tuple[str, int] | None, definition: PoolDefinition | None) -> PoolView:
+    async def watch(
+        self, router: str, key: PoolKey, known: tuple[str, int] | None, definition: PoolDefinition | None
+    ) -> PoolView:
         """The pool's view once it is not the `known` one, (epoch, version), or after a while the same one again."""
         await self.begin()
         if definition is not None:
             self._ensure(definition)
+        if known is not None and known[0] == self._epoch:
+            self._seen.setdefault(key, {})[router] = (known[1], clock.now())
         end = clock.now() + WATCH_S
         while True:
             pool = self._pools.get(key)
@@ -123,6 +130,7 @@ class Controller:
 
     async def status(self) -> AppStatus:
         """All pools and workers, with the workers' own counters."""
+        await self.begin()
         now = clock.now()
         pools = [pool.status(now) for pool in self._pools.values()]
         return AppStatus(
@@ -255,6 +263,7 @@ class Controller:
             orphaned_s=self._boot.orphaned_s if self._boot.deployed else None,
             actor_extra=self._actor_extra,
             changed=self._changed,
+            seen=self._seen_by_all,
             spawn=self._background,
         )
         keeper = self._keepers[worker.id] = Keeper(house, pool, worker)
@@ -280,6 +289,16 @@ class Controller:
             event.set()
         else:
             self._published[key] = (version, event)
+
+    async def _seen_by_all(self, pool: Pool) -> None:
+        """Wait until every router that watches the pool knows what it is like now. Bounded: one may be gone."""
+        key, version = pool.definition.key, pool.view.version
+        end = clock.now() + SEEN_S
+        while clock.now() < end:
+            alive = [v for v, at in self._seen.get(key, {}).values() if clock.now() - at < WATCH_S + SEEN_S]
+            if all(known >= version for known in alive):
+                return
+            await asyncio.sleep(0.005)
 
     # --- pools ----------------------------------------------------------------------------------------------------
 
@@ -315,6 +334,7 @@ class Controller:
         key = pool.definition.key
         del self._pools[key]
         _, event = self._published.pop(key)
+        self._seen.pop(key, None)
         event.set()
         if self._journal is not None:
             self._journal.forget_definition(key)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,8 @@ UNSCHEDULABLE_AFTER_S = 30.0
 PLACEMENT_S = 0.3
 # How long a worker that Ray cannot reach may stay so before it is given up.
 UNREACHABLE_S = 30.0
+# How long a worker that has drained may take to see its last answers delivered.
+SETTLE_S = 2.0
 # How long a worker may take to tell its counters: a status is for people who wait.
 STATS_S = 2.0
 
@@ -45,7 +47,7 @@ class House:
     """What keepers share of their controller.
 
     `actor_extra` names a worker's actor where it is to outlive the controller. `changed` is called with the pool after
-    each change; `spawn` runs a coroutine beside everything else.
+    each change; `seen` returns when the routers know of it, or are gone; `spawn` runs a coroutine beside all else.
     """
 
     app_name: str
@@ -54,6 +56,7 @@ class House:
     orphaned_s: float | None
     actor_extra: Callable[[str], dict[str, Any]]
     changed: Callable[[Pool], None]
+    seen: Callable[[Pool], Awaitable[None]]
     spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
 
 
@@ -205,25 +208,28 @@ class Keeper:
         self._house.changed(self.pool)
         if served:
             grace_s = self.pool.definition.options.drain_timeout_s
-            drained = asyncio.ensure_future(_result(worker.actor.drain.remote(grace_s)))
-            done, _ = await asyncio.wait([drained], timeout=grace_s + EXIT_BUDGET_S + 10.0)
-            if not done:
-                log.warning("%s: %s did not drain in time and is killed", self._house.app_name, worker.id)
-                drained.add_done_callback(lambda late: late.exception())
-            elif drained.exception() is None:
-                for problem in drained.result():
-                    log.warning("%s: draining %s: %s", self._house.app_name, worker.id, problem)
+            problems = await self._within(worker.actor.drain.remote(grace_s), grace_s + EXIT_BUDGET_S + 10.0)
+            for problem in ["it did not drain in time and is killed"] if problems is None else problems:
+                log.warning("%s: draining %s: %s", self._house.app_name, worker.id, problem)
+            # A router that has not yet seen that the worker drains may send it one more input, which is refused.
+            await self._house.seen(self.pool)
+            await self._within(worker.actor.settle.remote(), SETTLE_S)
         self.kill()
 
     async def stats(self) -> WorkerStats | None:
         """The worker's own counters; None where it does not answer soon."""
-        asked = asyncio.ensure_future(_result(self.worker.actor.stats.remote()))
-        done, _ = await asyncio.wait([asked], timeout=STATS_S)
+        found: WorkerStats | None = await self._within(self.worker.actor.stats.remote(), STATS_S)
+        return found
+
+    @staticmethod
+    async def _within(reference: Any, limit_s: float) -> Any:
+        """What a call to the worker returned; None where it failed, or took longer."""
+        asked = asyncio.ensure_future(_result(reference))
+        done, _ = await asyncio.wait([asked], timeout=limit_s)
         if not done or asked.exception() is not None:
             asked.add_done_callback(lambda late: late.exception())
             return None
-        found: WorkerStats = asked.result()
-        return found
+        return asked.result()
 
     def kill(self) -> None:
         """End the process now."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from gworker import clock
 from gworker.retries import Retries
-from gworker.wire import Failure, Payload, Submit
+from gworker.wire import Failure, Payload, Submit, unpack_exception
 
 if TYPE_CHECKING:
     from gworker.router.router import Link
@@ -17,14 +17,33 @@ _numbers = itertools.count(1)
 _process = os.urandom(4).hex()
 
 
+class Problem(NamedTuple):
+    """Why a call failed: an error of this side, or what the method raised, still pickled; and what led to it."""
+
+    error: BaseException | Failure
+    cause: Failure | None = None
+
+    @property
+    def type_name(self) -> str:
+        """The class of the exception."""
+        return self.error.type_name if isinstance(self.error, Failure) else type(self.error).__name__
+
+    def exception(self) -> BaseException:
+        """The exception to raise. Runs user code, so it is for the thread or task that waits for the call."""
+        error = unpack_exception(self.error) if isinstance(self.error, Failure) else self.error
+        if self.cause is not None:
+            error.__cause__ = unpack_exception(self.cause)
+        return error
+
+
 class Sink(Protocol):
     """Who waits for the outcome. Called on the router's loop, or on the caller's thread; must not block."""
 
     def returned(self, result: Payload) -> None:
         """The call returned."""
 
-    def raised(self, error: BaseException) -> None:
-        """The call ended with an error; nothing follows."""
+    def raised(self, problem: Problem) -> None:
+        """The call failed; nothing follows."""
 
     def item(self, item: Payload) -> None:
         """A stream has an item."""

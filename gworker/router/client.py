@@ -64,7 +64,7 @@ class AppClient:
         """Whether the app outlives this process."""
         return self._find_again is not None
 
-    async def watch(self, key: PoolKey, known: tuple[str, int] | None) -> PoolView:
+    async def watch(self, router: str, key: PoolKey, known: tuple[str, int] | None) -> PoolView:
         """See PoolSource. The first call brings the pool's definition along."""
         definition = self._definitions[key] if known is None else None
         while True:
@@ -72,7 +72,7 @@ class AppClient:
                 self.lost = True
                 raise PoolUnavailable(f"Ray was shut down while the app {self.app_name!r} was running")
             try:
-                view: PoolView = await self.controller.watch.remote(key, known, definition)
+                view: PoolView = await self.controller.watch.remote(router, key, known, definition)
                 return view
             except RayError as error:
                 if not await self._found_again():

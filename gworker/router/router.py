@@ -27,10 +27,10 @@ from gworker.errors import (
     WorkerLost,
 )
 from gworker.options import Options
-from gworker.router.calls import RoutedCall
+from gworker.router.calls import Problem, RoutedCall
 from gworker.router.lanes import Lane
 from gworker.router.membership import Demand, PoolKey, PoolView, WorkerView
-from gworker.wire import Busy, Cancel, Credit, Ended, Item, Raised, Returned, Started, unpack_exception
+from gworker.wire import Busy, Cancel, Credit, Ended, Failure, Item, Raised, Returned, Started
 
 log = logging.getLogger("gworker.router")
 
@@ -48,8 +48,11 @@ RELINK_AFTER_S = 3.0
 class PoolSource(Protocol):
     """Where a router learns of its pool, and reports to: the controller, seen from here."""
 
-    async def watch(self, key: PoolKey, known: tuple[str, int] | None) -> PoolView:
-        """The pool's view once it is not the `known` one, (epoch, version). Raises when the controller is gone."""
+    async def watch(self, router: str, key: PoolKey, known: tuple[str, int] | None) -> PoolView:
+        """The pool's view once it is not the `known` one, (epoch, version). Raises when the controller is gone.
+
+        Asking says that the router acts on the known one already.
+        """
         ...
 
     def report(self, router: str, key: PoolKey, demand: Demand) -> None:
@@ -368,14 +371,13 @@ class Router:
             self._errors.pop(link.worker.id, None)
 
     def _failed(self, link: Link, call: RoutedCall, message: Raised) -> None:
-        error = unpack_exception(message.failure)
-        is_deadline = isinstance(error, DeadlineExceeded) and error.limit == "deadline_s"
-        if is_deadline or not call.may_retry() or not call.retries.matches(error):
-            self._end(call, error)
+        failure = message.failure
+        if failure.final or not call.may_retry() or not call.retries.matches(failure):
+            self._end(call, failure)
             return
         del link.calls[call.number]
         delay_s = call.retries.delay_s(call.attempt)
-        call.last_failure = message.failure
+        call.last_failure = failure
         self._next_attempt(call)
         if message.batch_size > 1:
             # In halves, so that the one input that spoils its batch ends up alone.
@@ -433,14 +435,16 @@ class Router:
         if call.link is not None:
             call.link.calls.pop(call.number, None)
 
-    def _end(self, call: RoutedCall, error: BaseException, *, tell: bool = False) -> None:
+    def _end(
+        self, call: RoutedCall, error: BaseException | Failure, *, cause: Failure | None = None, tell: bool = False
+    ) -> None:
         if call.done:
             return
         link = call.link
         if tell and link is not None and not link.broken:
             link.lane.send(Cancel(call.number))
         self._finish(call)
-        self._hand_over(call, call.sink.raised, error)
+        self._hand_over(call, call.sink.raised, Problem(error, cause))
 
     def _hand_over(self, call: RoutedCall, deliver: Callable[..., None], *outcome: Any) -> None:
         # A consumer whose event loop is closed raises; that must not cost other calls their outcome.
@@ -477,9 +481,7 @@ class Router:
                 limit="deadline_s",
                 where="queue",
             )
-        if call.last_failure is not None:
-            error.__cause__ = unpack_exception(call.last_failure)
-        self._end(call, error, tell=True)
+        self._end(call, error, cause=call.last_failure, tell=True)
         self.pump()
 
     def _fail_all(self, error: GWorkerError) -> None:
@@ -510,7 +512,7 @@ class Router:
                 self._needed.clear()  # the controller keeps the pool no more, and nobody needs it
                 await self._needed.wait()
             try:
-                view = await self.source.watch(self.key, known)
+                view = await self.source.watch(self.name, self.key, known)
             except Exception as error:
                 self.close(
                     error

@@ -348,6 +348,12 @@ class WorkerActor:
             await asyncio.sleep(0.005)
 
     @ray.method(concurrency_group="control")
+    async def settle(self) -> None:
+        """Wait until the routers have heard the last of a worker that has drained: what came late was refused."""
+        if self._loop is not None:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._settle(), self._loop))
+
+    @ray.method(concurrency_group="control")
     async def stats(self) -> WorkerStats:
         """The engine's counters."""
         assert self._engine is not None

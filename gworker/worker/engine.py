@@ -32,12 +32,14 @@ from gworker.worker.lifecycle import Instance
 from gworker.worker.session import Session
 from gworker.worker.slots import Admission
 from gworker.worker.streams import StreamGate
+from gworker.worker.threads import TaskFuture
 
 log = logging.getLogger("gworker.worker")
 
 # How many inputs a worker stages behind a full house for lanes that report starts reliably.
 MAX_STAGED = 16
-# A synchronous execution is wedged when it overruns its time limit by as long again, and by this at least.
+# A synchronous execution is wedged when it overruns its time limit by as long again, and by this at least; an
+# asynchronous one where its loop is blocked meanwhile.
 WEDGED_AFTER_S = 5.0
 
 
@@ -360,14 +362,21 @@ class Engine:
             if given.call.timeout_s is not None:
                 longest = max(longest, given.call.timeout_s)
                 run.timers.append(self._loop.call_later(given.call.timeout_s, self._pass_deadline, given, "timeout_s"))
-        if longest and not run.work.method.is_async:
+        if longest:
             wedged = longest + max(longest, WEDGED_AFTER_S)
             run.timers.append(self._loop.call_later(wedged, self._report_wedged, run, longest))
 
     def _report_wedged(self, run: Run, limit_s: float) -> None:
-        if run in self._runs:
+        if run not in self._runs:
+            return
+        if run.work.method.is_async:
+            # One that was told to stop may take its time; one whose loop is blocked was never told.
+            if not isinstance(run.future, TaskFuture) or run.future.asked_to_stop:
+                return
+            reason = f"{run.work.label} blocks the event loop long after its timeout_s of {limit_s:g} s"
+        else:
             reason = f"{run.work.label} is still running long after its timeout_s of {limit_s:g} s"
-            self._on_trouble("wedged", reason)
+        self._on_trouble("wedged", reason)
 
     def _finished(self, run: Run, future: concurrent.futures.Future[list[Outcome]]) -> None:
         self._runs.discard(run)

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import os
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -238,6 +239,34 @@ def test_gather_raises_the_first_error_in_order_and_the_other_calls_go_on() -> N
     assert isinstance(calls[0].get(), int)
     with pytest.raises(KeyError):
         calls[2].get()
+
+
+class SlowError(Exception):
+    """Takes two seconds to be unpickled anywhere but in the process that raised it."""
+
+    def __reduce__(self) -> Any:
+        return (_slowly, (os.getpid(),))
+
+
+def _slowly(pid: int) -> SlowError:
+    if os.getpid() != pid:
+        time.sleep(2)
+    return SlowError()
+
+
+@pytest.mark.parametrize("retries", [0, gw.Retries(max_retries=1, initial_delay_s=0)])
+def test_an_exception_that_is_slow_to_unpickle_keeps_no_other_call_back(retries: Any) -> None:
+    Raiser().pid.remote()
+    failing = Raiser().throw.with_options(retries=retries).spawn(SlowError)
+    longest_s = 0.0
+    for _ in range(20):
+        began = time.monotonic()
+        Raiser().pid.remote()
+        longest_s = max(longest_s, time.monotonic() - began)
+    assert failing.done()
+    assert longest_s < 1.5
+    with pytest.raises(SlowError):
+        failing.get()
 
 
 # --- as text ---------------------------------------------------------------------------------------------------------

@@ -149,6 +149,7 @@ def test_an_asynchronous_hook_may_use_another_class_locally(app: gw.App) -> None
         assert threads.submit(Outer().seen.local).result(10) == "inner"
 
 
+@pytest.mark.slow
 def test_on_exit_hooks_run_at_interpreter_exit_in_reverse_each_even_if_another_raised(tmp_path: Path) -> None:
     lines = run_python(
         """
@@ -205,6 +206,7 @@ def test_on_exit_hooks_run_at_interpreter_exit_in_reverse_each_even_if_another_r
     assert lines == ["refused", "pong", "end of the program", "first left", "second left", "base left"]
 
 
+@pytest.mark.slow
 def test_local_calls_neither_start_ray_nor_connect_to_one(tmp_path: Path) -> None:
     lines = run_python(
         """

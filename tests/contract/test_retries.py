@@ -132,6 +132,20 @@ def test_retry_on_says_which_errors_are_worth_another_try(
     assert attempts(ledger) == ([1, 2] if tried_again else [1])
 
 
+def test_a_class_that_travels_by_value_is_known_in_retry_on_too(ledger: Ledger) -> None:
+    class LocalError(Exception):
+        pass
+
+    class DerivedLocalError(LocalError):
+        pass
+
+    bound = Flaky().fail_until.with_options(retries=soon(1, retry_on=(LocalError,)))
+    assert bound.remote(2, ledger, DerivedLocalError) == 2
+    with pytest.raises(FlakyError):
+        bound.remote(2, ledger)
+    assert attempts(ledger) == [1, 2, 1]
+
+
 def test_an_execution_that_ran_out_of_time_is_tried_again(ledger: Ledger) -> None:
     assert Flaky().overrun_until.with_options(timeout_s=0.2, retries=soon(1)).remote(2, ledger) == 2
     assert attempts(ledger) == [1, 2]

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import math
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -143,6 +144,8 @@ class Worker:
         self.threads._others.shutdown()
         self.engine._weighers.shutdown()
         if (loop := self.threads._user_loop) is not None:
+            while asyncio.all_tasks(loop.loop):  # cancelled, and about to end
+                time.sleep(0.001)
             loop.stop()
             loop._thread.join()
             loop.loop.close()
@@ -404,6 +407,7 @@ async def test_rows_of_an_array_are_results(make: MakeWorker) -> None:
     rows[0][:] = 9  # writable and its own
 
 
+@pytest.mark.slow
 async def test_rows_of_a_tensor_are_results(make: MakeWorker) -> None:
     torch = pytest.importorskip("torch")
     rows = await batch_of(await make(Returns), 3, lambda n: torch.arange(n * 4.0).reshape(n, 4))

@@ -22,7 +22,9 @@ PUBLIC = [
     "Call",
     "CallCancelled",
     "CallContext",
+    "Cls",
     "DeadlineExceeded",
+    "Event",
     "Fatal",
     "GWorkerError",
     "Gpu",
@@ -123,6 +125,7 @@ assert not ray.is_initialized()
 """
 
 
+@pytest.mark.slow
 def test_importing_it_and_making_handles_starts_nothing_and_configures_no_logging() -> None:
     done = subprocess.run(
         [sys.executable, "-c", QUIET],

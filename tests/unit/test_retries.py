@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gworker.errors import Fatal, InvalidDefinition, RemoteError
+from gworker.errors import Fatal, GWorkerError, InvalidDefinition, RemoteError
 from gworker.retries import Retries
+from gworker.wire import Failure, Payload, pack_exception
 
 
 def test_delays_grow_by_the_coefficient_up_to_the_maximum():
@@ -86,23 +88,79 @@ def test_retry_on_may_be_a_list_or_one_class():
     assert Retries(max_retries=1, retry_on=ValueError).retry_on == (ValueError,)
 
 
+def on(*classes):
+    return Retries(max_retries=1, retry_on=classes)
+
+
+class Spiteful(LookupError):  # noqa: N818
+    """Must not be unpickled."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("it was unpickled",))
+
+
 def test_matches_goes_by_class_and_subclass():
-    policy = Retries(max_retries=1, retry_on=(LookupError,))
-    assert policy.matches(KeyError("x"))
-    assert not policy.matches(ValueError("x"))
+    assert on(LookupError).matches(pack_exception(KeyError("x")))
+    assert not on(LookupError).matches(pack_exception(ValueError("x")))
+    assert on(OSError).matches(pack_exception(ConnectionResetError()))
+    assert on(ValueError, OSError).matches(pack_exception(TimeoutError()))
 
 
-def test_the_default_matches_every_exception_but_nothing_that_ends_the_process():
+def test_matches_unpickles_nothing():
+    failure = Failure(Payload(pickle.dumps(Spiteful("x"))), "Spiteful", "x", "", pack_exception(Spiteful("x")).mro)
+    assert on(Spiteful).matches(failure)
+    assert on(LookupError).matches(failure)
+    assert not on(KeyError).matches(failure)
+
+
+class Outer:
+    class FlakyError(Exception):
+        """Can be imported, so its qualified name is its own."""
+
+
+def test_a_class_that_travels_by_value_is_known_by_its_plain_name_because_cloudpickle_drops_the_other():
+    class LocalError(Exception):
+        pass
+
+    name = f"{__name__}.LocalError"
+    assert on(LocalError).matches(Failure(Payload(b""), "LocalError", "", "", (name,)))
+    assert on(Outer.FlakyError).matches(pack_exception(Outer.FlakyError()))
+    plain = f"{__name__}.FlakyError"
+    assert not on(Outer.FlakyError).matches(Failure(Payload(b""), "FlakyError", "", "", (plain,)))
+
+
+def test_a_class_that_was_defined_anew_is_still_meant():
+    def define():
+        class FlakyError(Exception):
+            pass
+
+        return FlakyError
+
+    before, after = define(), define()
+    assert on(before).matches(pack_exception(after()))
+
+
+def test_the_default_matches_whatever_a_method_raises():
     policy = Retries(max_retries=1)
-    assert policy.matches(Fatal("gpu"))
-    assert not policy.matches(KeyboardInterrupt())
+    assert policy.matches(pack_exception(Fatal("gpu")))
+    assert policy.matches(pack_exception(SystemExit(1))), "it arrives as RemoteError, which is an Exception"
 
 
-def test_a_remote_error_counts_as_what_was_raised_in_the_worker():
+def test_what_arrives_as_remote_error_counts_as_that_and_as_what_was_raised():
+    failure = pack_exception(KeyError(threading.Lock()))
+    assert failure.pickled is None
+    assert on(LookupError).matches(failure)
+    assert on(RemoteError).matches(failure)
+    assert on(GWorkerError).matches(failure)
+    assert not on(ValueError).matches(failure)
+    assert not on(RemoteError).matches(pack_exception(KeyError("x")))
+
+
+def test_a_remote_error_that_a_method_passes_on_still_counts_as_what_was_raised():
     error = RemoteError("KeyError", "x", "", ("builtins.KeyError", "builtins.LookupError", "builtins.Exception"))
-    assert Retries(max_retries=1, retry_on=(LookupError,)).matches(error)
-    assert not Retries(max_retries=1, retry_on=(ValueError,)).matches(error)
-    assert Retries(max_retries=1).matches(RemoteError("SystemExit", "1", "", ("builtins.SystemExit",)))
+    assert on(LookupError).matches(pack_exception(error))
+    assert on(RemoteError).matches(pack_exception(error))
+    assert not on(ValueError).matches(pack_exception(error))
 
 
 def test_a_policy_travels_by_pickle():
