@@ -25,6 +25,8 @@ from gworker.errors import (
     Unschedulable,
     WorkerLost,
 )
+from gworker.handle import Cls
+from gworker.observe.events import Event
 from gworker.observe.status import AppStatus
 from gworker.options import Gpu
 from gworker.parameters import parameter
@@ -41,7 +43,9 @@ __all__ = [
     "Call",
     "CallCancelled",
     "CallContext",
+    "Cls",
     "DeadlineExceeded",
+    "Event",
     "Fatal",
     "GWorkerError",
     "Gpu",

@@ -17,37 +17,41 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 from typing_extensions import Never, dataclass_transform
 
 from gworker import context
 from gworker.control.controller import ControllerBoot, create_controller
 from gworker.errors import InvalidDefinition, PoolUnavailable
-from gworker.handle import Cls
+from gworker.handle import Cls, define_pool
+from gworker.observe.events import Event
 from gworker.observe.status import AppStatus
 from gworker.options import Gpu
-from gworker.parameters import MISSING, parameter
+from gworker.parameters import MISSING, bind_parameters, parameter
 from gworker.probe import Probe
 from gworker.retries import Retries
-from gworker.router.client import AppClient
+from gworker.router import deployment
+from gworker.router.client import ANSWER_S, AppClient, deployed_client
+from gworker.router.cluster import have_ray, is_ours_alone, started_here
+from gworker.router.membership import DeployedClass, PoolDefinition, PoolKey
 from gworker.router.router import EXPLAIN_AFTER_S
+from gworker.wire import pack
 
 log = logging.getLogger("gworker")
 T = TypeVar("T")
 
-# How long the controller may take to answer a question of a person.
-ANSWER_S = 10.0
+# How long to wait for the controller of a deployed app to be replaced before it is asked again.
+CONTROLLER_BACK_S = 0.5
 _UNSET: Any = object()
 
 _apps: dict[str, App] = {}
 _apps_lock = threading.RLock()
-# Whether this process's Ray was started by gworker, because there was none.
-_started_ray = False
 
 
 class App:
@@ -177,7 +181,7 @@ class App:
                 cls.generation = self._generations[cls.name]
             self.classes[cls.name] = cls
             running = self._running
-        if running is not None and ray.is_initialized():
+        if running is not None and not running.deployed and ray.is_initialized():
             running.controller.declare.remote({cls.name: cls.spec.options})
             if cls.generation:
                 running.controller.retire.remote(cls.name, cls.generation)
@@ -215,22 +219,65 @@ class App:
                 self._running = None
                 atexit.unregister(self._at_exit)
             if self._running is None:
-                worker = context.this_worker()
-                if worker is not None and worker.app_name == self.name:
-                    self._running = AppClient(self.name, worker.controller)
-                else:
-                    self._running = self._start()
+                self._running = self._found() or self._start()
             return self._running
 
-    def _start(self) -> AppClient:
-        _have_ray()
-        boot = ControllerBoot(
+    def _found(self) -> AppClient | None:
+        """The app where it runs already: around this worker, or deployed in the cluster."""
+        worker = context.this_worker()
+        if worker is not None and worker.app_name == self.name and not worker.deployed:
+            return AppClient(self.name, worker.controller)
+        have_ray()
+        if deployment.find_controller(self.name) is None:
+            return None
+        client = deployed_client(self.name)
+        self._follow(client)
+        return client
+
+    def _follow(self, client: AppClient) -> None:
+        """Have the classes of this process stand for those that are deployed."""
+        deployed = client.generations()
+        for name, cls in self.classes.items():
+            cls.generation = deployed.get(name, cls.generation)
+        atexit.register(self._at_exit)
+
+    def deploy(self) -> None:
+        """Run the app apart from this process: its controller and workers stay, and other programs call it by name.
+
+        Returns once the floors of its classes are up; raises StartupFailed or Unschedulable where that cannot be. What
+        is deployed already under this name is replaced: new workers take over from those of the old definitions.
+        `gw.Cls.from_name(app, class)` gives the classes to other programs of the cluster; `stop()` ends the app.
+        """
+        if context.this_worker() is not None:
+            raise RuntimeError(f"App({self.name!r}).deploy() was called inside a worker: deploy from a program")
+        if self._running is not None and not self._running.deployed:
+            self.stop()
+        have_ray()
+        if is_ours_alone():
+            log.warning(
+                "%s is deployed into a Ray that belongs to this process and ends with it: start a cluster first, "
+                "with `ray start --head`",
+                self.name,
+            )
+        controller = create_controller(self._boot(deployed=True))
+        ray.get(controller.deploy.remote({name: _deployable(cls) for name, cls in self.classes.items()}))
+        with self._lock:
+            self._running = deployed_client(self.name)
+            self._follow(self._running)
+        self._raise_floors(self._running)
+
+    def _boot(self, *, deployed: bool) -> ControllerBoot:
+        return ControllerBoot(
             app_name=self.name,
             gpu_optional=_gpu_is_optional(),
-            cluster_may_grow=not _ray_is_ours_alone(),
+            cluster_may_grow=not is_ours_alone(),
             classes={name: cls.spec.options for name, cls in self.classes.items()},
+            deployed=deployed,
         )
-        controller = create_controller(boot)
+
+    def _start(self) -> AppClient:
+        have_ray()
+        controller = create_controller(self._boot(deployed=False))
         client = AppClient(self.name, controller)
         # Registered now, after Ray was imported, so that it runs before Ray's own exit hook.
         atexit.register(self._at_exit)
@@ -246,21 +293,47 @@ class App:
             floor.result()
 
     def status(self) -> AppStatus:
-        """Pools, workers, states and counters at this moment. Starts nothing."""
-        running = self._running
+        """Pools, workers, states, counters and the latest events at this moment. Starts nothing."""
+        running = self._running_or_deployed()
         if running is None:
             return AppStatus(self.name, running=False)
         status: AppStatus = ray.get(running.controller.status.remote(), timeout=ANSWER_S)
         return status
 
+    def events(self) -> Iterator[Event]:
+        """What the supervisor and the autoscaler did and do, and why: what is remembered, then each as it happens.
+
+        Ends when the app is stopped; at once where it does not run.
+        """
+        running = self._running_or_deployed()
+        seen = 0
+        while running is not None:
+            try:
+                news: tuple[Event, ...] = ray.get(running.controller.events.remote(seen))
+            except ActorUnavailableError:
+                time.sleep(CONTROLLER_BACK_S)
+                continue
+            except RayError:
+                return
+            for event in news:
+                seen = event.number
+                yield event
+
+    def _running_or_deployed(self) -> AppClient | None:
+        if self._running is not None or not ray.is_initialized():
+            return self._running
+        return None if deployment.find_controller(self.name) is None else deployed_client(self.name)
+
     def stop(self, drain: bool = True) -> None:
         """Stop the app's workers and wait until they are gone. Calls that still wait end with PoolUnavailable.
 
         With `drain`, running inputs finish (`drain_timeout_s`) and on_exit hooks run; without, workers are killed.
-        A later call starts the app again.
+        A later call starts the app again. A deployed app is stopped for everybody, whoever deployed it, where this
+        process is attached to its cluster.
         """
         with self._lock:
-            running, self._running = self._running, None
+            running = self._running_or_deployed()
+            self._running = None
         if running is None or context.this_worker() is not None:
             return
         atexit.unregister(self._at_exit)
@@ -270,6 +343,7 @@ class App:
         try:
             self._stop_workers(running, drain)
         finally:
+            running.lost = True
             running.close(PoolUnavailable(f"the app {self.name!r} was stopped"))
             ray.kill(running.controller)
 
@@ -300,6 +374,9 @@ class App:
                 self.name,
                 running.unfinished,
             )
+        if running.deployed:
+            running.close(PoolUnavailable("this process is ending"))
+            return
         with contextlib.suppress(KeyboardInterrupt):
             self.stop()
 
@@ -368,6 +445,20 @@ def _has_defaults(cls: Cls) -> bool:
     return all(p.default is not MISSING for p in cls.spec.parameters.values())
 
 
+def _deployable(cls: Cls) -> DeployedClass:
+    default_pool: PoolDefinition | None = None
+    if _has_defaults(cls):
+        values = bind_parameters(cls.name, cls.spec.parameters, {})
+        default_pool = define_pool(cls, PoolKey(cls.name, worker_key=values.worker_key), values)
+    return DeployedClass(
+        name=cls.name,
+        cls=cls.packed(),
+        interface=pack(cls.spec.interface()),
+        options=cls.spec.options,
+        default_pool=default_pool,
+    )
+
+
 def _undecorated(user_cls: Any) -> Any:
     return user_cls.user_cls if isinstance(user_cls, Cls) else user_cls
 
@@ -380,29 +471,8 @@ def _is_interactive(user_cls: type) -> bool:
     return hasattr(sys, "ps1") or hasattr(builtins, "__IPYTHON__") or not hasattr(main, "__file__")
 
 
-def _have_ray() -> None:
-    """Connect to the cluster there is (RAY_ADDRESS, or one started on this machine), or start a local one."""
-    global _started_ray
-    if ray.is_initialized():
-        return
-    if os.environ.get("RAY_ADDRESS", "local") != "local":
-        ray.init(logging_level=logging.WARNING)
-        return
-    log.info("starting a local Ray")
-    ray.init(include_dashboard=False, logging_level=logging.WARNING)
-    _started_ray = _ray_is_ours_alone()
-
-
-def _ray_is_ours_alone() -> bool:
-    """Whether this process started the Ray it uses: one machine, to which no node will come."""
-    from ray._private import worker
-
-    node = worker._global_node
-    return node is not None and bool(node.is_head())
-
-
 def _gpu_is_optional() -> bool:
     wanted = os.environ.get("GWORKER_GPU", "")
     if wanted not in ("", "required", "optional"):
         raise ValueError(f"GWORKER_GPU={wanted!r} in the environment: expected 'required' or 'optional', or nothing")
-    return wanted == "optional" or (not wanted and _started_ray)
+    return wanted == "optional" or (not wanted and started_here())

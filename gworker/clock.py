@@ -10,6 +10,9 @@ import time
 
 now = time.monotonic
 
+# Seconds since the epoch, as everybody's clock shows them. It may jump: no limit is ever measured with it.
+time_of_day = time.time
+
 
 def deadline_after(left_s: float | None) -> float | None:
     """The monotonic instant `left_s` seconds from now; None where there is no limit."""

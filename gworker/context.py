@@ -106,6 +106,7 @@ class WorkerProcess:
     serves_one_call_at_a_time: bool
     max_workers: int
     user_loop: asyncio.AbstractEventLoop | None = None
+    deployed: bool = False
 
     @property
     def as_waiting(self) -> WaitingPool:

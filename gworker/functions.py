@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -83,6 +83,14 @@ class MethodSpec:
         one = " Pass the arguments of one input: the library makes the batch." if self.batch is not None else ""
         return f"{class_name}.{self.name}() {problem}; its signature is {self}.{hint}{one}"
 
+    def without_types(self) -> MethodSpec:
+        """The same for callers that may lack the types and functions of its definition: types become their names."""
+        signature = self.signature
+        params = [p.replace(annotation=_type_text(p.annotation)) for p in signature.parameters.values()]
+        signature = signature.replace(parameters=params, return_annotation=_type_text(signature.return_annotation))
+        batch = None if self.batch is None else replace(self.batch, weight=None)
+        return replace(self, signature=signature, batch=batch)
+
     def __str__(self) -> str:
         return f"{self.name}{_readable(self.signature)}"
 
@@ -109,6 +117,12 @@ class _Verbatim:
 
     def __repr__(self) -> str:
         return self._text
+
+
+def _type_text(annotation: Any) -> Any:
+    if annotation is inspect.Signature.empty or isinstance(annotation, str):
+        return annotation
+    return inspect.formatannotation(annotation)
 
 
 def _readable(signature: inspect.Signature) -> str:

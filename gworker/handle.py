@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 from gworker.bound import BoundGenerator, BoundMethod, CallOptions
 from gworker.errors import InvalidDefinition
-from gworker.parameters import ParameterValues, bind_parameters
-from gworker.router.client import AppClient
-from gworker.router.membership import PoolDefinition, PoolKey
+from gworker.parameters import MISSING, ParameterValues, bind_parameters
+from gworker.router.client import AppClient, deployed_client
+from gworker.router.membership import DeployedClass, PoolDefinition, PoolKey
 from gworker.router.router import Router
 from gworker.spec import ClassSpec, compile_class
-from gworker.wire import Payload, importable, look_up, pack
+from gworker.wire import Payload, importable, look_up, pack, unpack
 
 __all__ = ["BoundGenerator", "BoundMethod", "Cls", "Handle"]
 
@@ -109,6 +109,19 @@ class Cls:
         """What was compiled, for people."""
         return self.spec.describe()
 
+    def packed(self) -> Payload:
+        """The class as it travels to workers."""
+        return pack(self)
+
+    @staticmethod
+    def from_name(app_name: str, class_name: str) -> DeployedCls:
+        """A class of a deployed app, by name alone: `gw.Cls.from_name("inference-server", "Embedder")().embed`.
+
+        Lazy: the app is looked up at the first use, in the Ray cluster that this process is attached to. That raises
+        NotFound, naming what there is, when there is no such app or class.
+        """
+        return DeployedCls(app_name, class_name)
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "user_cls" not in self.__dict__:
             raise AttributeError(name)
@@ -142,6 +155,72 @@ class Cls:
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.describe())}</pre>"
+
+
+class _Absent:
+    """Stands for the class of a deployed app: only its workers have it."""
+
+
+class DeployedApp:
+    """An app that was deployed, perhaps by another process, as its handles reach it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def client(self) -> AppClient:
+        """The app as this process reaches it. Raises NotFound when it is not deployed."""
+        return deployed_client(self.name)
+
+    def latest(self, cls: Cls) -> Cls:
+        """The class itself: its definition is looked up with the app."""
+        return cls
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (DeployedApp, (self.name,))
+
+
+class DeployedCls(Cls):
+    """A class of a deployed app, known by name; see `Cls.from_name`."""
+
+    def __init__(self, app_name: str, class_name: str, *, changes: Mapping[str, Any] | None = None) -> None:
+        super().__init__(DeployedApp(app_name), _Absent, {"name": class_name}, changes=changes)
+        self.__qualname__ = class_name
+        self._looked_up: tuple[AppClient, DeployedClass, ClassSpec] | None = None
+
+    def _deployed(self) -> tuple[DeployedClass, ClassSpec]:
+        client = self.app.client()
+        if self._looked_up is None or self._looked_up[0] is not client:
+            found = client.deployed_class(self.name)
+            spec: ClassSpec = unpack(found.interface)
+            self._looked_up = (client, found, spec.with_options(**self.changes) if self.changes else spec)
+        return self._looked_up[1:]
+
+    @property
+    def spec(self) -> ClassSpec:
+        """What was deployed; asks the app at first use."""
+        return self._deployed()[1]
+
+    @property
+    def generation(self) -> int:
+        """Which of the versions that were deployed one after another."""
+        return self._deployed()[0].generation
+
+    @generation.setter
+    def generation(self, value: int) -> None:
+        """Nothing: the app says which."""
+
+    def packed(self) -> Payload:
+        """The class as it was deployed."""
+        return self._deployed()[0].cls
+
+    def with_options(self, **changes: Any) -> DeployedCls:
+        """A variant with a pool of its own; see `Cls.with_options`."""
+        if "name" in changes:
+            raise InvalidDefinition(f"{self.name}.with_options(name=...): a variant keeps the name of its class")
+        return DeployedCls(self.app.name, self.name, changes={**self.changes, **changes})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild_deployed, (self.app.name, self.name, self.changes))
 
 
 class UnboundMethod:
@@ -201,15 +280,7 @@ class Handle:
         return self._found[2]
 
     def _define(self) -> PoolDefinition:
-        spec = self._cls.spec
-        return PoolDefinition(
-            key=self._key,
-            cls=pack(self._cls),
-            worker_values=pack(dict(self._values.worker)),
-            options=spec.options,
-            max_inputs=spec.max_inputs,
-            target_inputs=spec.target_inputs,
-        )
+        return define_pool(self._cls, self._key, self._values)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -260,6 +331,28 @@ class Handle:
         return f"{head}<ul>{methods}</ul>"
 
 
+def define_pool(cls: Cls, key: PoolKey, values: ParameterValues) -> PoolDefinition:
+    """What the controller has to know to keep the pool of a class with these worker-scoped values."""
+    spec = cls.spec
+    return PoolDefinition(
+        key=key,
+        cls=cls.packed(),
+        worker_values=pack(dict(values.worker)),
+        options=spec.options,
+        max_inputs=spec.max_inputs,
+        target_inputs=spec.target_inputs,
+        floor_when_idle=values.worker_key == _default_worker_key(cls),
+    )
+
+
+def _default_worker_key(cls: Cls) -> str | None:
+    """What names the pool of the default values; None where some value has to be given."""
+    worker = {name: p for name, p in cls.spec.parameters.items() if p.scope == "worker"}
+    if any(p.default is MISSING for p in worker.values()):
+        return None
+    return bind_parameters(cls.name, worker, {}).worker_key
+
+
 # --- how a class travels -----------------------------------------------------------------------------------------
 
 
@@ -276,6 +369,10 @@ def _import(module: str, qualname: str, generation: int, changes: Mapping[str, A
     if not changes and generation == found.generation:
         return found
     return _rebuild(found.app, found.user_cls, found.given, generation, changes)
+
+
+def _rebuild_deployed(app_name: str, class_name: str, changes: Mapping[str, Any]) -> DeployedCls:
+    return DeployedCls(app_name, class_name, changes=changes)
 
 
 def _rebuild(app: AppRef, user_cls: type, given: Mapping[str, Any], generation: int, changes: Mapping[str, Any]) -> Cls:

@@ -107,44 +107,52 @@ def _is_false(value: Any) -> bool:
     return is_array_bool and not value
 
 
-def worst_case_detection_s(probe: Probe) -> float:
-    """Seconds until a failure that starts right after a passed run has been told, jitter of the first run aside."""
-    return probe.period_s * probe.failures + probe.timeout_s
+# How much longer than its time-out a probe may keep the supervisor waiting: a process that is frozen says nothing.
+ANSWER_GRACE_S = 2.0
+
+
+def worst_case_detection_s(probe: Probe, *, frozen: bool = False) -> float:
+    """Seconds until a fault that begins right after a passed run has been told `failures` times.
+
+    The runs are a period apart, or a time-out where that is longer, because there is one in flight at a time. A hanging
+    probe may be excused once, by an input that finished just before the hang. `frozen` is about a process that
+    does not answer at all: nobody can excuse it, and each run costs `ANSWER_GRACE_S` more.
+    """
+    timeout_s = probe.timeout_s + ANSWER_GRACE_S if frozen else probe.timeout_s
+    apart_s = max(probe.period_s, timeout_s)
+    runs = probe.failures if frozen else probe.failures + 1
+    first_s = probe.initial_delay_s + probe.period_s
+    return first_s + (runs - 1) * apart_s + timeout_s
 
 
 class ProbeState:
-    """What the verdicts of one probe on one worker amount to. Starts healthy: `on_enter` was the start-up gate."""
+    """What the verdicts of one probe on one worker amount to. Starts healthy: `on_enter` was the start-up gate.
+
+    `last` is the last verdict that counted.
+    """
 
     def __init__(self, probe: Probe) -> None:
         self.probe = probe
         self.healthy = True
         self.consecutive_failures = 0
+        self.last = Verdict.PASSED
         self._consecutive_successes = 0
 
     def record(self, verdict: Verdict) -> bool | None:
         """Count a verdict: False if it made the worker unhealthy, True if healthy again, None if nothing changed."""
         if verdict is Verdict.UNKNOWN:
             return None
+        self.last = verdict
         if verdict is Verdict.PASSED:
             self.consecutive_failures = 0
             self._consecutive_successes += 1
-            return self._recover()
+            if self.healthy or self._consecutive_successes < self.probe.successes:
+                return None
+            self.healthy = True
+            return True
         self._consecutive_successes = 0
         self.consecutive_failures += 1
         if self.healthy and self.consecutive_failures >= self.probe.failures:
             self.healthy = False
             return False
         return None
-
-    def _recover(self) -> bool | None:
-        # A worker that failed its liveness probe is replaced, whatever it answers afterwards.
-        if self.healthy or self.probe.kind == "liveness" or self._consecutive_successes < self.probe.successes:
-            return None
-        self.healthy = True
-        return True
-
-    def reset(self) -> None:
-        """Begin anew, with a new worker."""
-        self.healthy = True
-        self.consecutive_failures = 0
-        self._consecutive_successes = 0

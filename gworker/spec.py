@@ -47,6 +47,11 @@ class ClassSpec:
         _check_probes(self.name, self.methods, options.probes)
         return replace(self, options=options, name=options.name or self.name)
 
+    def interface(self) -> ClassSpec:
+        """What a caller has to know of the class: everything but the class."""
+        methods = {name: method.without_types() for name, method in self.methods.items()}
+        return replace(self, user_cls=object, methods=methods)
+
     def describe(self) -> str:
         """What was compiled, for people."""
         return "\n".join(_describe(self))
@@ -173,7 +178,8 @@ def _check_probes(name: str, methods: Mapping[str, MethodSpec], probes: tuple[Pr
 
 def _describe(spec: ClassSpec) -> Iterator[str]:
     options = spec.options
-    yield f"{spec.name} ({spec.user_cls.__module__}.{spec.user_cls.__qualname__})"
+    is_deployed = spec.user_cls is object  # known by its interface
+    yield spec.name + ("" if is_deployed else f" ({spec.user_cls.__module__}.{spec.user_cls.__qualname__})")
     yield "  methods"
     for method in spec.methods.values():
         yield f"    {_method_line(method)}"
@@ -204,7 +210,11 @@ def _describe(spec: ClassSpec) -> Iterator[str]:
     for probe in options.probes:
         yield (
             f"  {probe.kind} probe: {probe.method} every {probe.period_s:g} s, time-out {probe.timeout_s:g} s, "
-            f"{probe.failures} failures in a row: a fault is told within {worst_case_detection_s(probe):g} s"
+            f"{probe.failures} failures in a row"
+        )
+        yield (
+            f"    a fault is told within {worst_case_detection_s(probe):g} s, a process that does not answer within "
+            f"{worst_case_detection_s(probe, frozen=True):g} s"
         )
 
 

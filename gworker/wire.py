@@ -14,7 +14,7 @@ import pickle
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import cloudpickle
 
@@ -301,11 +301,16 @@ class Returned(NamedTuple):
 
 
 class Raised(NamedTuple):
-    """Worker to router: the input failed, alone or in a batch of `batch_size` inputs."""
+    """Worker to router: the input failed, alone or in a batch of `batch_size` inputs.
+
+    `blame` is "system" where not user code raised it: an execution that passed its limit, a fault of gworker itself;
+    of a batch only one input carries that blame. "nobody" says nothing about the worker.
+    """
 
     call_id: int
     failure: Failure
     batch_size: int
+    blame: Literal["user", "system", "nobody"] = "user"
 
 
 class Item(NamedTuple):

@@ -16,13 +16,17 @@ SUSTAIN_S = 1.0
 
 @dataclass(frozen=True)
 class ScalePolicy:
-    """The numbers a pool is scaled by; see `App.cls`."""
+    """The numbers a pool is scaled by; see `App.cls`.
+
+    A pool without `floor_when_idle` has its floor only while there is demand: one of many sets of parameter values.
+    """
 
     min_workers: int
     max_workers: int
     buffer_workers: int
     target_inputs: int
     window_s: float
+    floor_when_idle: bool = True
 
 
 class Autoscaler:
@@ -31,7 +35,7 @@ class Autoscaler:
     def __init__(self, policy: ScalePolicy) -> None:
         self._policy = policy
         self._needs: deque[tuple[float, int]] = deque()
-        self.desired = policy.min_workers
+        self.desired = policy.min_workers if policy.floor_when_idle else 0
 
     def need(self, demand: int) -> int:
         """Workers for `demand` inputs, were it to stay."""
@@ -39,12 +43,15 @@ class Autoscaler:
         wanted = math.ceil(demand / policy.target_inputs)
         if demand > 0:
             wanted += policy.buffer_workers
+        elif not policy.floor_when_idle:
+            return 0
         return min(max(wanted, policy.min_workers), policy.max_workers)
 
     def tick(self, demand: int, now: float) -> int:
         """The wanted number of workers now that `demand` inputs are queued or running."""
         need = self.need(demand)
-        self._needs.append((now, need))
+        if not self._needs or self._needs[-1][1] != need:
+            self._needs.append((now, need))  # a need lasts until the next one
         horizon = now - max(self._policy.window_s, SUSTAIN_S)
         while len(self._needs) > 1 and self._needs[1][0] <= horizon:
             self._needs.popleft()
@@ -59,7 +66,7 @@ class Autoscaler:
         return self.desired
 
     def _lowest_since(self, since: float) -> int:
-        # The need at `since` is that of the last tick before it: a need lasts until the next tick says otherwise.
+        # The need at `since` is that of the last change before it.
         lowest = self._needs[-1][1]
         for at, need in reversed(self._needs):
             lowest = min(lowest, need)

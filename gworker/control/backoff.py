@@ -6,7 +6,7 @@ import random
 
 FIRST_S = 1.0
 LONGEST_S = 60.0
-# A worker that has been healthy this long starts again with a clean record.
+# A worker that has been healthy this long leaves a clean record.
 FORGET_S = 600.0
 
 
@@ -16,23 +16,16 @@ class Backoff:
     Full jitter after Brooker, "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015).
     """
 
-    def __init__(self, rng: random.Random | None = None) -> None:
+    def __init__(self, rng: random.Random | None = None, failures: int = 0) -> None:
         self._rng = rng or random.Random()
-        self._failures = 0
-        self._last: float | None = None
+        self.failures = failures
 
-    @property
-    def failures(self) -> int:
-        """Failures in a row."""
-        return self._failures
-
-    def next_delay_s(self, now: float) -> float:
-        """Count a failure at `now`; how long to wait before the next try."""
-        if self._last is not None and now - self._last >= FORGET_S:
-            self._failures = 0
-        self._last = now
-        self._failures += 1
-        if self._failures == 1:
+    def next_delay_s(self, healthy_s: float = 0.0) -> float:
+        """Count a failure that came after `healthy_s` seconds of health; how long to wait before the next try."""
+        if healthy_s >= FORGET_S:
+            self.failures = 0
+        self.failures += 1
+        if self.failures == 1:
             return 0.0
-        ceiling = min(LONGEST_S, FIRST_S * 2.0 ** min(self._failures - 2, 16))
+        ceiling = min(LONGEST_S, FIRST_S * 2.0 ** min(self.failures - 2, 16))
         return self._rng.uniform(0.0, ceiling)

@@ -1,7 +1,8 @@
 """The controller: one Ray actor per app, holding no CPU, that keeps the app's pools. No call passes through it.
 
 A loop wakes when something happened, and a few times a second besides; it asks each pool for its plan and carries it
-out. Each worker has one task that follows it from creation to death.
+out. Each worker has a `Keeper` that follows it from creation to death. The controller of a deployed app writes down
+what it decides before it does it; Ray restarts one that dies, and it takes the workers over as they are.
 """
 
 from __future__ import annotations
@@ -9,27 +10,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import itertools
 import logging
-import random
+import os
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
 from gworker import clock
-from gworker.control.placement import actor_options, describe_requirement, requirement, what_no_node_has
-from gworker.control.pool import Pool, Start, Stop, Worker, WorkerState
-from gworker.errors import PoolUnavailable
-from gworker.observe.status import AppStatus, PoolStatus, ProbeStatus
+from gworker.control.checkpoint import Checkpoint, Journal
+from gworker.control.keeper import House, Keeper
+from gworker.control.placement import affordable, free_resources, node_totals, requirement, what_no_node_has
+from gworker.control.pool import Pool, Start, Stop
+from gworker.control.workers import Worker, WorkerState
+from gworker.errors import NotFound, PoolUnavailable
+from gworker.observe.events import Event, EventLog
+from gworker.observe.status import AppStatus, PoolStatus, WorkerStatus
 from gworker.options import Options
-from gworker.probe import Probe, ProbeState, Verdict
-from gworker.router.membership import Demand, PoolDefinition, PoolKey, PoolView
-from gworker.router.router import death_reason
-from gworker.worker.actor import ProbeReport, StartReport, WorkerBoot, WorkerStats, create_worker
-from gworker.worker.lifecycle import EXIT_BUDGET_S
+from gworker.router import deployment
+from gworker.router.membership import Demand, DeployedClass, PoolDefinition, PoolKey, PoolState, PoolView
+from gworker.worker.actor import ORPHANED_S, WorkerStats
 
 log = logging.getLogger("gworker.controller")
 
@@ -37,10 +38,12 @@ log = logging.getLogger("gworker.controller")
 TICK_S = 0.25
 # How long a watch is kept open before it answers with what is known already.
 WATCH_S = 10.0
-# How long a worker may lack a node before callers are told that there is none, where more nodes may come.
-UNSCHEDULABLE_AFTER_S = 30.0
-# How long the cluster is given to place a worker before its absence is looked into.
-PLACEMENT_S = 0.3
+# How long a worker that has drained waits at most for the routers to know of it.
+SEEN_S = 1.0
+# How long the routers of a restarted controller wait at most for it to find the workers that serve.
+RESTORE_S = 5.0
+# How many of the latest events a status shows.
+STATUS_EVENTS = 50
 
 
 @dataclass(frozen=True)
@@ -49,82 +52,103 @@ class ControllerBoot:
 
     `gpu_optional`: a GPU that no node has is dropped, with a notice, instead of waited for. `cluster_may_grow`: a
     requirement that no node meets today may be met by one that comes. `classes`: those of the app, and what a worker of
-    each needs; they come along because the calls of an actor with many at a time may overtake each other.
+    each needs; they come along because the calls of an actor with many at a time may overtake each other. `deployed`:
+    it and its workers outlive the process that made them. `orphaned_s`: see `worker.actor.ORPHANED_S`.
     """
 
     app_name: str
     gpu_optional: bool
     cluster_may_grow: bool
     classes: Mapping[str, Options] = field(default_factory=dict)
+    deployed: bool = False
+    orphaned_s: float = ORPHANED_S
 
 
 class Controller:
-    """Keeps the pools of one app. Made a Ray actor by `controller_class`."""
+    """Keeps the pools of one app. Made a Ray actor by `create_controller`."""
 
     def __init__(self, boot: ControllerBoot) -> None:
         self._boot = boot
         self._pools: dict[PoolKey, Pool] = {}
-        self._numbers = itertools.count(1)
+        self._keepers: dict[str, Keeper] = {}
+        self._deployed: dict[str, DeployedClass] = {}
+        self._next_number = 1
+        self._epoch = os.urandom(4).hex()
         self._wake = asyncio.Event()
-        self._changed = asyncio.Event()
+        self._published: dict[PoolKey, tuple[int, asyncio.Event]] = {}
+        self._seen: dict[PoolKey, dict[str, tuple[int, float]]] = {}
+        self._events = EventLog()
+        self._happened = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
+        self._restored: asyncio.Event | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._gone: dict[str, asyncio.Event] = {}
         self._stopping = False
         self._declared = dict(boot.classes)
-        self._self: Any = None
+        self._journal = Journal(boot.app_name) if boot.deployed else None
+        if boot.deployed:
+            # After a restart nobody may call for long: the workers are to be looked after all the same.
+            deployment.this_actor().begin.remote()
 
     # --- asked by drivers and routers -----------------------------------------------------------------------------
 
-    async def ensure(self, definition: PoolDefinition) -> None:
-        """Have a pool; nothing happens if it is there."""
-        if self._loop_task is None:
-            self._self = ray.get_runtime_context().current_actor
+    async def begin(self) -> None:
+        """Start to work, once: take over what an earlier controller left, then plan and act."""
+        if self._restored is None:
+            self._restored = asyncio.Event()
             self._loop_task = self._background(self._run())
-        if definition.key in self._pools or self._stopping:
-            return
-        definition, notice = self._fit_gpu(definition)
-        pool = self._pools[definition.key] = Pool(definition)
-        pool.notice = notice
-        self._wake.set()
+        await self._restored.wait()
 
-    async def watch(self, key: PoolKey, version: int, definition: PoolDefinition | None) -> PoolView:
-        """The pool's view once it is newer than `version`, or after a while the same one again."""
+    async def watch(
+        self, router: str, key: PoolKey, known: tuple[str, int] | None, definition: PoolDefinition | None
+    ) -> PoolView:
+        """The pool's view once it is not the `known` one, (epoch, version), or after a while the same one again."""
+        await self.begin()
         if definition is not None:
-            await self.ensure(definition)
+            self._ensure(definition)
+        if known is not None and known[0] == self._epoch:
+            self._seen.setdefault(key, {})[router] = (known[1], clock.now())
         end = clock.now() + WATCH_S
         while True:
             pool = self._pools.get(key)
             if pool is None and self._stopping:
                 raise PoolUnavailable(f"the app {self._boot.app_name!r} is being stopped")
             if pool is None:
-                raise PoolUnavailable(f"the app {self._boot.app_name!r} has no pool {key}")
-            view = pool.view()
-            if view.version > version or clock.now() >= end:
+                return PoolView(0, PoolState.READY, (), epoch=self._epoch, forgotten=True)
+            view = pool.view
+            if (view.epoch, view.version) != known or clock.now() >= end:
                 return view
-            changed = self._changed
-            try:
-                await asyncio.wait_for(changed.wait(), max(0.0, end - clock.now()))
-            except asyncio.TimeoutError:
-                continue
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._published[key][1].wait(), max(0.0, end - clock.now()))
 
     async def report(self, router: str, key: PoolKey, demand: Demand) -> None:
         """A router says what it needs of a pool."""
         pool = self._pools.get(key)
         if pool is not None:
             pool.report(router, demand, clock.now())
-            if demand.queued:
+            if demand.queued or demand.errors:
                 self._wake.set()
 
     async def status(self) -> AppStatus:
         """All pools and workers, with the workers' own counters."""
+        await self.begin()
         now = clock.now()
         pools = [pool.status(now) for pool in self._pools.values()]
         return AppStatus(
             name=self._boot.app_name,
             running=not self._stopping,
             pools=tuple(await asyncio.gather(*(self._with_counters(pool) for pool in pools))),
+            events=self._events.after(self._events.last - STATUS_EVENTS),
         )
+
+    async def events(self, after: int) -> tuple[Event, ...]:
+        """The events after number `after` that are remembered, as soon as there are some, or none after a while."""
+        after = min(after, self._events.last)  # a restarted controller may have forgotten the latest
+        end = clock.now() + WATCH_S
+        while not (news := self._events.after(after)) and (left_s := end - clock.now()) > 0:
+            self._happened.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._happened.wait(), left_s)
+        return news
 
     async def declare(self, classes: dict[str, Options]) -> None:
         """Classes that the app has got since: growth of one leaves room for a worker of each of the others."""
@@ -137,21 +161,54 @@ class Controller:
                 pool.retired = True
         self._wake.set()
 
+    async def deploy(self, classes: Mapping[str, DeployedClass]) -> None:
+        """Serve these classes, and no others, from now on: new workers take over from those of earlier definitions."""
+        await self.begin()
+        assert self._journal is not None
+        for name, old in self._deployed.items():
+            if name not in classes:
+                await self.retire(name, old.generation + 1)
+        self._deployed = {
+            name: replace(new, generation=self._deployed[name].generation + 1 if name in self._deployed else 0)
+            for name, new in classes.items()
+        }
+        self._declared = {name: deployed.options for name, deployed in self._deployed.items()}
+        self._journal.write_value("classes", self._deployed)
+        for name, deployed in self._deployed.items():
+            if (definition := deployed.default_definition()) is not None:
+                self._ensure(definition)
+            await self.retire(name, deployed.generation)
+
+    async def deployed_class(self, name: str) -> DeployedClass:
+        """What was deployed under a name. Raises NotFound."""
+        await self.begin()
+        found = self._deployed.get(name)
+        if found is None:
+            known = ", ".join(sorted(self._deployed)) or "none"
+            raise NotFound(f"the app {self._boot.app_name!r} has no class {name!r}; it has: {known}")
+        return found
+
+    async def generations(self) -> dict[str, int]:
+        """Which version of each deployed class is served, counted from 0."""
+        await self.begin()
+        return {name: deployed.generation for name, deployed in self._deployed.items()}
+
     async def stop(self, drain: bool) -> None:
         """Stop every worker, drained or not; returns when their processes are gone."""
         self._stopping = True
         for pool in self._pools.values():
             pool.closing = f"the app {self._boot.app_name!r} is being stopped"
-        self._publish()
-        workers = [(pool, worker) for pool in self._pools.values() for worker in list(pool.workers.values())]
-        gone = [self._gone[worker.id] for _, worker in workers if worker.id in self._gone]
-        for pool, worker in workers:
+            self._changed(pool)
+        keepers = list(self._keepers.values())
+        for keeper in keepers:
             if not drain:
-                worker.state = WorkerState.DRAINING
-                self._kill(worker)
-            elif worker.state is not WorkerState.DRAINING:
-                self._background(self._drain(pool, worker, "the app is stopped"))
-        await asyncio.gather(*(event.wait() for event in gone))
+                keeper.worker.state = WorkerState.DRAINING  # its end is wanted
+                keeper.kill()
+            elif not keeper.worker.draining:
+                self._background(keeper.drain("the app is stopped"))
+        await asyncio.gather(*(keeper.gone.wait() for keeper in keepers))
+        if self._journal is not None:
+            self._journal.erase()
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
@@ -163,213 +220,132 @@ class Controller:
         return task
 
     async def _run(self) -> None:
+        assert self._restored is not None
+        try:
+            if self._journal is not None:
+                await self._restore(self._journal)
+        except Exception:
+            log.exception("%s: what the last controller wrote down could not be read", self._boot.app_name)
+        self._restored.set()
         while not self._stopping:
+            self._wake.clear()
             try:
                 self._tick(clock.now())
             except Exception:
                 log.exception("a tick of the controller of %s failed; the next one follows", self._boot.app_name)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), TICK_S)
-            self._wake.clear()
 
     def _tick(self, now: float) -> None:
-        for key, pool in list(self._pools.items()):
-            for action in pool.plan(now):
-                if isinstance(action, Start):
-                    for _ in range(self._affordable(pool, action.count)):
-                        self._start(pool, now)
-                elif isinstance(action, Stop):
-                    worker = pool.workers[action.worker_id]
-                    worker.state, worker.reason = WorkerState.DRAINING, action.reason
-                    self._background(self._drain(pool, worker, action.reason))
-            if pool.retired and not pool.workers:
-                del self._pools[key]
-        self._publish()
+        plans = [(pool, pool.plan(now)) for pool in list(self._pools.values())]
+        begin: list[Keeper] = []
+        for pool, actions in plans:
+            starts = [action for action in actions if isinstance(action, Start)]
+            for start in starts[: self._affordable(pool, len(starts))]:
+                worker_id = f"{pool.definition.key.class_name}-{self._next_number}"
+                begin.append(self._keep(pool, pool.add(start.slot, worker_id, self._next_number, now)))
+                self._next_number += 1
+            for stop in actions:
+                if isinstance(stop, Stop):
+                    self._background(self._keepers[stop.worker_id].drain(stop.reason))
+            self._publish(pool)
+            if pool.forgettable or (pool.retired and not pool.slots and not pool.workers):
+                self._forget(pool)
+        self._write_down(now)
+        for keeper in begin:
+            self._background(keeper.live())
 
-    def _publish(self) -> None:
-        """Wake the routers that watch; each looks whether its pool has changed."""
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+    def _keep(self, pool: Pool, worker: Worker) -> Keeper:
+        house = House(
+            app_name=self._boot.app_name,
+            controller=deployment.this_actor(),
+            cluster_may_grow=self._boot.cluster_may_grow,
+            orphaned_s=self._boot.orphaned_s if self._boot.deployed else None,
+            actor_extra=self._actor_extra,
+            changed=self._changed,
+            seen=self._seen_by_all,
+            spawn=self._background,
+        )
+        keeper = self._keepers[worker.id] = Keeper(house, pool, worker)
+        return keeper
 
-    # --- a worker's life ------------------------------------------------------------------------------------------
+    def _actor_extra(self, worker_id: str) -> dict[str, Any]:
+        return deployment.worker_options(self._boot.app_name, worker_id) if self._boot.deployed else {}
 
-    def _start(self, pool: Pool, now: float) -> None:
-        number = next(self._numbers)
-        worker = Worker(f"{pool.definition.key.class_name}-{number}", number, now)
-        pool.workers[worker.id] = worker
-        self._gone[worker.id] = asyncio.Event()
-        self._background(self._live(pool, worker))
+    def _changed(self, pool: Pool) -> None:
+        """Something happened to a pool: tell its routers, and look at it at once."""
+        for worker_id in [w for w, k in self._keepers.items() if k.gone.is_set()]:
+            del self._keepers[worker_id]
+        pool.refresh(clock.now())
+        self._publish(pool)
+        self._wake.set()
 
-    async def _live(self, pool: Pool, worker: Worker) -> None:
-        """Follow a worker from creation to death."""
-        probes: list[asyncio.Task[Any]] = []
-        try:
-            if worker.draining:
-                pool.lost(worker, "stopped before it began to start", clock.now())
+    def _publish(self, pool: Pool) -> None:
+        """Wake the routers that watch the pool, if they have something to learn."""
+        key = pool.definition.key
+        version, event = self._published.get(key, (0, asyncio.Event()))
+        if pool.view.version != version:
+            self._published[key] = (pool.view.version, asyncio.Event())
+            event.set()
+        else:
+            self._published[key] = (version, event)
+
+    async def _seen_by_all(self, pool: Pool) -> None:
+        """Wait until every router that watches the pool knows what it is like now. Bounded: one may be gone."""
+        key, version = pool.definition.key, pool.view.version
+        end = clock.now() + SEEN_S
+        while clock.now() < end:
+            alive = [v for v, at in self._seen.get(key, {}).values() if clock.now() - at < WATCH_S + SEEN_S]
+            if all(known >= version for known in alive):
                 return
-            boot = WorkerBoot(
-                app_name=self._boot.app_name,
-                pool=pool.definition.key,
-                worker_id=worker.id,
-                cls=pool.definition.cls,
-                worker_values=pool.definition.worker_values,
-                controller=self._self,
-            )
-            worker.actor = create_worker(boot, actor_options(pool.definition.options))
-            await self._placed(pool, worker)
-            report = await self._entered(pool, worker)
-            if report.error is not None:
-                log.error("%s: %s failed to start:\n%s", self._boot.app_name, worker.id, report.error)
-                self._kill(worker)
-                if worker.draining:
-                    pool.lost(worker, "stopped while it started", clock.now())
-                else:
-                    pool.start_failed(worker, report.error, clock.now())
-                return
-            if worker.draining:
-                # Stopped while it was starting; `_drain` sees to the rest.
-                worker.pid, worker.node_id = report.pid, report.node_id
-            else:
-                pool.started(worker, report.pid, report.node_id)
-                self._publish()
-                probes = [self._background(self._keep_probing(pool, worker, p)) for p in pool.definition.options.probes]
-            while True:
-                for kind, reason in await worker.actor.watch.remote():
-                    self._replace(pool, worker, f"{kind}: {reason}")
-        except RayError as error:
-            reason = death_reason(error)
-            if worker.state is WorkerState.STARTING:
-                log.error("%s: %s died while starting: %s", self._boot.app_name, worker.id, reason)
-                pool.start_failed(worker, reason, clock.now())
-            else:
-                if worker.state is not WorkerState.DRAINING:
-                    log.warning("%s: %s died and is replaced: %s", self._boot.app_name, worker.id, reason)
-                pool.lost(worker, reason, clock.now())
-        except Exception as error:
-            log.exception("%s: following %s failed", self._boot.app_name, worker.id)
-            self._kill(worker)
-            pool.start_failed(worker, f"{type(error).__name__}: {error}", clock.now())
-        finally:
-            for probe in probes:
-                probe.cancel()
-            self._gone.pop(worker.id).set()
-            self._wake.set()
-            self._publish()
+            await asyncio.sleep(0.005)
 
-    async def _placed(self, pool: Pool, worker: Worker) -> None:
-        """Wait until Ray has found a place; meanwhile say what it lacks."""
-        ready = asyncio.ensure_future(_result(worker.actor.__ray_ready__.remote()))
-        waited_s = 0.0
-        options = pool.definition.options
-        while not (await asyncio.wait([ready], timeout=PLACEMENT_S))[0]:
-            waited_s += PLACEMENT_S
-            lacking = what_no_node_has(options, _node_totals())
-            if lacking is None:
-                # Where a node could hold it, it is either on its way or the node is full.
-                worker.pending = f"waiting for {describe_requirement(options)}" if waited_s > 1.0 else "being placed"
-                pool.unschedulable = ""
-            else:
-                worker.pending = lacking
-                if not self._boot.cluster_may_grow or waited_s >= UNSCHEDULABLE_AFTER_S:
-                    pool.unschedulable = lacking
-            self._publish()
-        await ready
-        worker.pending, worker.placed = "", True
+    # --- pools ----------------------------------------------------------------------------------------------------
 
-    async def _entered(self, pool: Pool, worker: Worker) -> StartReport:
-        limit_s = pool.definition.options.startup_timeout_s
-        start = asyncio.ensure_future(_result(worker.actor.start.remote()))
-        done, _ = await asyncio.wait([start], timeout=limit_s)
-        if not done:
-            start.add_done_callback(lambda late: late.exception())
-            return StartReport(0, "", f"on_enter did not finish within startup_timeout_s={limit_s:g}\n")
-        report: StartReport = await start
-        return report
+    def _ensure(self, definition: PoolDefinition) -> None:
+        """Have a pool; nothing happens if it is there."""
+        if definition.key in self._pools or self._stopping:
+            return
+        if self._journal is not None:
+            self._journal.write_definition(definition)
+        self._add_pool(definition)
+        self._wake.set()
 
-    def _replace(self, pool: Pool, worker: Worker, reason: str) -> None:
-        if worker.state in (WorkerState.READY, WorkerState.UNREADY):
-            log.warning("%s: %s is replaced: %s", self._boot.app_name, worker.id, reason)
-            pool.replace(worker, reason, clock.now())
-            self._background(self._drain(pool, worker, reason))
-            self._wake.set()
-            self._publish()
+    def _add_pool(self, definition: PoolDefinition) -> Pool:
+        definition, notice = self._fit_gpu(definition)
+        name = str(definition.key)
 
-    async def _drain(self, pool: Pool, worker: Worker, reason: str) -> None:
-        """No new inputs, running ones finish, on_exit runs, the process goes."""
-        log.info("%s: draining %s: %s", self._boot.app_name, worker.id, reason)
-        served = worker.pid is not None
-        worker.state, worker.reason = WorkerState.DRAINING, reason
-        self._publish()
-        if served:
-            grace_s = pool.definition.options.drain_timeout_s
-            drained = asyncio.ensure_future(_result(worker.actor.drain.remote(grace_s)))
-            done, _ = await asyncio.wait([drained], timeout=grace_s + EXIT_BUDGET_S + 10.0)
-            if not done:
-                log.warning("%s: %s did not drain in time and is killed", self._boot.app_name, worker.id)
-                drained.add_done_callback(lambda late: late.exception())
-            elif drained.exception() is None:
-                for problem in drained.result():
-                    log.warning("%s: draining %s: %s", self._boot.app_name, worker.id, problem)
-        self._kill(worker)
+        def note(worker: str, action: str, reason: str) -> None:
+            self._note(name, worker, action, reason)
 
-    def _kill(self, worker: Worker) -> None:
-        if worker.actor is not None:
-            try:
-                ray.kill(worker.actor)
-            except Exception:
-                log.debug("killing %s: it was gone already", worker.id, exc_info=True)
+        pool = Pool(definition, clock.now(), on_event=note, epoch=self._epoch)
+        pool.notice = notice
+        self._pools[definition.key] = pool
+        pool.refresh(clock.now())
+        self._publish(pool)
+        return pool
 
-    # --- probes ---------------------------------------------------------------------------------------------------
+    def _note(self, pool: str, worker: str, action: str, reason: str) -> None:
+        event = self._events.add(pool, worker, action, reason)
+        self._happened.set()
+        log.info("%s: %s", self._boot.app_name, event)
 
-    async def _keep_probing(self, pool: Pool, worker: Worker, probe: Probe) -> None:
-        state = ProbeState(probe)
-        # Spread over a period, so that the workers of a pool are not probed in step.
-        await asyncio.sleep(probe.initial_delay_s + random.uniform(0.0, probe.period_s))
-        while worker.state in (WorkerState.READY, WorkerState.UNREADY):
-            begun = clock.now()
-            report = await self._probe_once(worker, probe)
-            verdict = report.verdict
-            if verdict is Verdict.TIMED_OUT and report.progressed:
-                verdict = Verdict.UNKNOWN  # busy is not dead
-            worker.probes[probe.method] = ProbeStatus(
-                probe.method, probe.kind, verdict.name, report.latency_s * 1000.0, report.reason
-            )
-            change = state.record(verdict)
-            reason = f"{probe.kind} probe {probe.method} failed {probe.failures} times: {report.reason}"
-            if change is False and probe.kind == "liveness":
-                self._replace(pool, worker, reason)
-                return
-            if change is False and worker.state is WorkerState.READY:
-                worker.state, worker.reason = WorkerState.UNREADY, reason
-                log.warning("%s: %s takes no new inputs: %s", self._boot.app_name, worker.id, reason)
-                self._publish()
-            elif change is True and worker.state is WorkerState.UNREADY:
-                worker.state, worker.reason = WorkerState.READY, ""
-                log.info("%s: %s takes inputs again", self._boot.app_name, worker.id)
-                self._publish()
-            await asyncio.sleep(max(0.0, probe.period_s - (clock.now() - begun)))
-
-    async def _probe_once(self, worker: Worker, probe: Probe) -> ProbeReport:
-        """Run a probe. What goes wrong on the way, and not in the worker's code, proves nothing."""
-        asked = asyncio.ensure_future(_result(worker.actor.probe.remote(probe)))
-        done, _ = await asyncio.wait([asked], timeout=probe.timeout_s + 5.0)
-        if not done:
-            asked.add_done_callback(lambda late: late.exception())
-            return ProbeReport(Verdict.UNKNOWN, probe.timeout_s + 5.0, False, "the worker did not answer")
-        error = asked.exception()
-        if error is not None:
-            return ProbeReport(Verdict.UNKNOWN, 0.0, False, death_reason(error))
-        report: ProbeReport = asked.result()
-        return report
-
-    # --- resources --------------------------------------------------------------------------------------------------
+    def _forget(self, pool: Pool) -> None:
+        key = pool.definition.key
+        del self._pools[key]
+        _, event = self._published.pop(key)
+        self._seen.pop(key, None)
+        event.set()
+        if self._journal is not None:
+            self._journal.forget_definition(key)
 
     def _fit_gpu(self, definition: PoolDefinition) -> tuple[PoolDefinition, str]:
         """Drop a GPU requirement that this machine cannot meet, where that is wanted."""
         gpu = definition.options.gpu
         if gpu is None or not self._boot.gpu_optional:
             return definition, ""
-        lacking = what_no_node_has(replace(definition.options, cpu=0.0, memory_mb=None, resources=None), _node_totals())
+        only_gpu = replace(definition.options, cpu=0.0, memory_mb=None, resources=None)
+        lacking = what_no_node_has(only_gpu, node_totals())
         if lacking is None:
             return definition, ""
         notice = (
@@ -379,79 +355,87 @@ class Controller:
         return replace(definition, options=replace(definition.options, gpu=None)), notice
 
     def _affordable(self, pool: Pool, count: int) -> int:
-        """How many of `count` workers to ask for: where the cluster cannot grow, no more than fit.
+        if count == 0:
+            return 0
+        options = pool.definition.options
+        held = [(requirement(p.definition.options), w.placed) for p in self._pools.values() for w in p.workers.values()]
+        served = {key.class_name for key, other in self._pools.items() if other.workers}
+        mine = pool.definition.key.class_name
+        return affordable(
+            count,
+            requirement(options),
+            free_resources(held),
+            others=[requirement(o) for name, o in self._declared.items() if name != mine and name not in served],
+            owed=max(1, options.min_workers) - sum(not w.draining for w in pool.workers.values()),
+            cluster_may_grow=self._boot.cluster_may_grow,
+        )
 
-        The first worker and the floor are asked for all the same, and are seen to wait. Growth past that leaves
-        room for one worker of every other class that has none: a class that calls another must not starve it.
-        """
-        capacity = [w for w in pool.workers.values() if w.state is not WorkerState.DRAINING]
-        free = self._free()
-        if self._boot.cluster_may_grow and _how_often(requirement(pool.definition.options), free) == 0:
-            return count  # what fits nowhere is for Ray's cluster autoscaler to see
-        for name, options in self._declared.items():
-            if name != pool.definition.key.class_name and not self._has_workers(name):
-                _subtract(free, requirement(options))
-        fitting = _how_often(requirement(pool.definition.options), free)
-        floor = max(1, pool.definition.options.min_workers)
-        return min(count, max(fitting, floor - len(capacity)))
+    # --- recovery ---------------------------------------------------------------------------------------------------
 
-    def _free(self) -> dict[str, float]:
-        """What is free in the cluster, less what workers on their way will take.
+    def _write_down(self, now: float) -> None:
+        if self._journal is not None:
+            self._journal.write(
+                Checkpoint(
+                    at=clock.time_of_day(),
+                    next_number=self._next_number,
+                    pools={key: pool.record(now) for key, pool in self._pools.items()},
+                    events=self._events.after(self._events.last - STATUS_EVENTS),
+                )
+            )
 
-        Ray's account of what is available lags behind, for seconds on a busy machine: a worker that was placed just now
-        may be missing from it. What is left of the whole once all our workers have theirs is never too much.
-        """
-        available: dict[str, float] = dict(ray.available_resources())  # type: ignore[no-untyped-call]
-        left: dict[str, float] = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
-        for pool in self._pools.values():
-            needs = requirement(pool.definition.options)
-            for worker in pool.workers.values():
-                _subtract(left, needs)
-                if not worker.placed:
-                    _subtract(available, needs)
-        return {name: min(amount, left.get(name, 0.0)) for name, amount in available.items()}
+    async def _restore(self, journal: Journal) -> None:
+        """Take over the pools and the workers of the controller before this one; reap those nobody knows."""
+        self._deployed = journal.read_value("classes") or {}
+        if self._deployed:
+            self._declared = {name: c.options for name, c in self._deployed.items()}
+        checkpoint = journal.read()
+        if checkpoint is None:
+            return
+        now, elapsed_s = clock.now(), max(0.0, clock.time_of_day() - checkpoint.at)
+        self._next_number = checkpoint.next_number
+        self._events.restore(checkpoint.events)
+        adopted: list[Keeper] = []
+        for key, record in checkpoint.pools.items():
+            definition = journal.read_definition(key)
+            if definition is None:
+                continue
+            pool = self._add_pool(definition)
+            pool.restore(record, elapsed_s, now)
+            adopted += [self._keep(pool, worker) for worker in pool.workers.values()]
+        self._note("", "", "controller restarted", f"takes over {len(adopted)} workers")
+        app_name = self._boot.app_name
+        for keeper in adopted:
+            self._background(keeper.live(lambda worker_id: deployment.find_worker(app_name, worker_id)))
+        known = {keeper.worker.id for keeper in adopted}
+        for reaped in await asyncio.to_thread(deployment.reap_workers, app_name, known):
+            self._note("", reaped, "reaped", "no controller knew it")
+        serving = [k.settled.wait() for k in adopted if k.worker.pid is not None and not k.worker.draining]
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*serving), RESTORE_S)
 
-    def _has_workers(self, class_name: str) -> bool:
-        return any(p.workers for k, p in self._pools.items() if k.class_name == class_name)
+    # --- for people -------------------------------------------------------------------------------------------------
 
     async def _with_counters(self, pool: PoolStatus) -> PoolStatus:
-        known = next((p.workers for p in self._pools.values() if str(p.definition.key) == pool.name), {})
-        workers = []
-        for status in pool.workers:
-            worker = known.get(status.id)
-            if worker is None or worker.state not in (WorkerState.READY, WorkerState.UNREADY):
-                workers.append(status)
-                continue
-            asked = asyncio.ensure_future(_result(worker.actor.stats.remote()))
-            done, _ = await asyncio.wait([asked], timeout=2.0)
-            if not done or asked.exception() is not None:
-                workers.append(status)
-                continue
-            stats: WorkerStats = asked.result()
-            sizes = {name: inputs / batches for name, (batches, inputs) in stats.batches.items()}
-            workers.append(replace(status, inputs=stats.inputs, running=stats.held, batch_sizes=sizes))
-        return replace(pool, workers=tuple(workers))
+        return replace(pool, workers=tuple(await asyncio.gather(*map(self._with_own_counters, pool.workers))))
 
-
-async def _result(reference: Any) -> Any:
-    return await reference
-
-
-def _subtract(free: dict[str, float], needs: dict[str, float]) -> None:
-    for name, amount in needs.items():
-        free[name] = free.get(name, 0.0) - amount
-
-
-def _how_often(needs: dict[str, float], free: dict[str, float]) -> int:
-    """How many workers with these needs fit into what is free, were it one node."""
-    times = [int(free.get(name, 0.0) / amount + 1e-9) for name, amount in needs.items()]
-    return max(0, min(times)) if times else 1_000
-
-
-def _node_totals() -> list[dict[str, float]]:
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    async def _with_own_counters(self, status: WorkerStatus) -> WorkerStatus:
+        keeper = self._keepers.get(status.id)
+        if keeper is None or not keeper.worker.serving:
+            return status
+        stats: WorkerStats | None = await keeper.stats()
+        if stats is None:
+            return status
+        sizes = {name: inputs / batches for name, (batches, inputs) in stats.batches.items()}
+        return replace(status, inputs=stats.inputs, batch_sizes=sizes)
 
 
 def create_controller(boot: ControllerBoot) -> Any:
-    """Start an app's controller; it ends with the process that called this. Each open watch counts as one call."""
-    return ray.remote(Controller).options(num_cpus=0, max_concurrency=10_000, max_restarts=0).remote(boot)
+    """Start an app's controller. Each open watch counts as one call.
+
+    It ends with the process that called this, unless it is `deployed`: then it is found by the app's name, and there is
+    never more than one.
+    """
+    options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 10_000, "max_restarts": 0}
+    if boot.deployed:
+        options |= deployment.controller_options(boot.app_name)
+    return ray.remote(Controller).options(**options).remote(boot)

@@ -1,9 +1,11 @@
-"""What a worker asks of Ray, and whether any node could ever give it."""
+"""What a worker asks of Ray, whether any node could ever give it, and how many fit now."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import ray
 
 from gworker.options import Options
 
@@ -77,3 +79,58 @@ def what_no_node_has(options: Options, nodes: Iterable[Mapping[str, float]]) -> 
             unit, scale = (" MB", 2.0**20) if name == "memory" else ("", 1.0)
             return f"needs {name} x{amount / scale:g}{unit}; the largest node has {most(name) / scale:g}{unit}"
     return f"needs {describe_requirement(options)} on one node; no node has all of it"
+
+
+def how_often(needs: Mapping[str, float], free: Mapping[str, float]) -> int:
+    """How many workers with these needs fit into what is free, were it one node."""
+    times = [int(free.get(name, 0.0) / amount + 1e-9) for name, amount in needs.items()]
+    return max(0, min(times)) if times else 1_000
+
+
+def subtract(free: dict[str, float], needs: Mapping[str, float]) -> None:
+    """Take the needs of one worker out of what is free."""
+    for name, amount in needs.items():
+        free[name] = free.get(name, 0.0) - amount
+
+
+def affordable(
+    count: int,
+    needs: Mapping[str, float],
+    free: Mapping[str, float],
+    *,
+    others: Iterable[Mapping[str, float]],
+    owed: int,
+    cluster_may_grow: bool,
+) -> int:
+    """How many of `count` workers to ask for: where the cluster cannot grow, no more than fit.
+
+    `owed` of them, the first worker and the floor, are asked for all the same, and are seen to wait. Growth past that
+    leaves room for one worker of each of the `others`, the classes that have none: a class that calls another must not
+    starve it. Where the cluster may grow, what fits nowhere is asked for: Ray's cluster autoscaler is to see it.
+    """
+    if cluster_may_grow and how_often(needs, free) == 0:
+        return count
+    left = dict(free)
+    for other in others:
+        subtract(left, other)
+    return min(count, max(how_often(needs, left), owed))
+
+
+def node_totals() -> list[dict[str, float]]:
+    """The resources of each node that is alive, by Ray's names."""
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def free_resources(held: Iterable[tuple[Mapping[str, float], bool]]) -> dict[str, float]:
+    """What is free in the cluster, less what workers on their way will take. `held`: each one's needs, and if placed.
+
+    Ray's account of what is available lags behind, for seconds on a busy machine: a worker that was placed just now
+    may be missing from it. What is left of the whole once all our workers have theirs is never too much.
+    """
+    available: dict[str, float] = dict(ray.available_resources())  # type: ignore[no-untyped-call]
+    left: dict[str, float] = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+    for needs, placed in held:
+        subtract(left, needs)
+        if not placed:
+            subtract(available, needs)
+    return {name: min(amount, left.get(name, 0.0)) for name, amount in available.items()}

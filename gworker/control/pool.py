@@ -1,65 +1,39 @@
 """One pool: which workers it has, which it should have, and what routers are told. Pure: no Ray, no clock.
 
-The controller feeds it what happened and carries out what `plan` returns.
+The controller feeds it what happened and carries out what `plan` returns. A pool has *slots*, one for each worker it
+wants; a slot whose worker is lost gets another one when its backoff allows.
 """
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass, field
-from typing import Any
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from gworker.control.autoscaler import Autoscaler, ScalePolicy
-from gworker.control.supervisor import Supervisor
+from gworker.control.health import Health
+from gworker.control.slot import Slot, SlotRecord
+from gworker.control.supervisor import Hope, KillBudget
+from gworker.control.workers import Worker, WorkerRecord, WorkerState, record_of, restored_worker
 from gworker.errors import GWorkerError, PoolUnavailable, StartupFailed, Unschedulable
-from gworker.observe.status import PoolStatus, ProbeStatus, WorkerStatus
+from gworker.observe.status import PoolStatus, WorkerStatus
+from gworker.probe import Probe, Verdict
 from gworker.router.membership import Demand, PoolDefinition, PoolState, PoolView, WorkerView
 
 # A router that has not repeated its demand for this long is gone.
 DEMAND_EXPIRES_S = 5.0
-
-
-class WorkerState(str, enum.Enum):
-    """The life of a worker; BACKOFF is the pool's wait between two of them."""
-
-    STARTING = "STARTING"
-    READY = "READY"
-    UNREADY = "UNREADY"
-    DRAINING = "DRAINING"
-    STOPPED = "STOPPED"
-
-
-# What counts as capacity: it serves, will serve, or may serve again.
-_CAPACITY = (WorkerState.STARTING, WorkerState.READY, WorkerState.UNREADY)
-
-
-@dataclass
-class Worker:
-    """A worker as the controller knows it. `pending` says what it waits for while Ray cannot place it."""
-
-    id: str
-    number: int
-    created: float
-    actor: Any = None
-    state: WorkerState = WorkerState.STARTING
-    pid: int | None = None
-    node_id: str | None = None
-    placed: bool = False
-    pending: str = ""
-    reason: str = ""
-    probes: dict[str, ProbeStatus] = field(default_factory=dict)
-
-    @property
-    def draining(self) -> bool:
-        """Whether it is on its way out."""
-        return self.state is WorkerState.DRAINING
+# A worker that has not been ready for this long does not count as capacity any more.
+UNREADY_COUNTS_S = 30.0
+# A pool that nobody used for this long, and that has no workers, is forgotten.
+FORGET_POOL_S = 60.0
 
 
 @dataclass(frozen=True)
 class Start:
-    """Create this many workers."""
+    """Create a worker for this slot, when there is room for it."""
 
-    count: int
+    slot: int
 
 
 @dataclass(frozen=True)
@@ -70,14 +44,41 @@ class Stop:
     reason: str
 
 
+@dataclass(frozen=True)
+class PoolRecord:
+    """A pool as it is written down; its definition stands elsewhere, because it never changes."""
+
+    desired: int
+    retired: bool
+    slots: tuple[SlotRecord, ...]
+    workers: tuple[WorkerRecord, ...]
+    failed_starts: int
+    has_served: bool
+    last_error: str | None
+
+
+def _unheard(worker: str, action: str, reason: str) -> None:
+    pass
+
+
 class Pool:
     """The workers of one class, or of one variant of it."""
 
-    def __init__(self, definition: PoolDefinition, supervisor: Supervisor | None = None) -> None:
+    def __init__(
+        self,
+        definition: PoolDefinition,
+        now: float,
+        *,
+        on_event: Callable[[str, str, str], object] = _unheard,
+        rng: random.Random | None = None,
+        epoch: str = "",
+    ) -> None:
         options = definition.options
         self.definition = definition
         self.workers: dict[str, Worker] = {}
-        self.supervisor = supervisor or Supervisor(options.min_workers)
+        self.slots: dict[int, Slot] = {}
+        self.hope = Hope(options.min_workers)
+        self.kills = KillBudget()
         self.autoscaler = Autoscaler(
             ScalePolicy(
                 min_workers=options.min_workers,
@@ -85,51 +86,102 @@ class Pool:
                 buffer_workers=options.buffer_workers,
                 target_inputs=definition.target_inputs,
                 window_s=options.scaledown_window_s,
+                floor_when_idle=definition.floor_when_idle,
             )
         )
-        self.version = 0
+        self.restarts = 0
         self.notice = ""
         self.retired = False
         self.unschedulable = ""
         self.closing = ""
+        self.view = PoolView(version=0, state=PoolState.SCALING, workers=(), epoch=epoch)
+        self._on_event = on_event
+        self._rng = rng
+        self._now = now
         self._demands: dict[str, tuple[Demand, float]] = {}
-        self._told: tuple[Any, ...] = ()
+        self._used_at = now
+        self._panicking = False
+        self._told_desired = self.autoscaler.desired
+        self._told_state = PoolState.READY
 
     # --- what happened --------------------------------------------------------------------------------------------
 
     def report(self, router: str, demand: Demand, now: float) -> None:
-        """A router says what it needs."""
-        if demand == Demand(0, 0):
+        """A router says what it needs, which workers have its inputs, and which gave it system errors in a row."""
+        for worker_id, in_a_row in demand.errors:
+            worker = self.workers.get(worker_id)
+            if worker is not None and worker.serving and worker.health.count_errors(router, in_a_row, now):
+                self._on_event(worker_id, "ejected", worker.health.why(now))
+        if demand.idle:
             self._demands.pop(router, None)
         else:
             self._demands[router] = (demand, now)
+            self._used_at = now
 
-    def started(self, worker: Worker, pid: int, node_id: str) -> None:
-        """A worker finished its on_enter hooks."""
+    def add(self, slot: int, worker_id: str, number: int, now: float) -> Worker:
+        """The worker that `Start(slot)` asked for."""
+        worker = Worker(worker_id, number, slot, now, Health(self.definition.options.probes))
+        self.workers[worker_id] = worker
+        self.slots[slot].worker_id = worker_id
+        again = self.slots[slot].restarts
+        self._on_event(worker_id, "starting", f"restart {again} of its place" if again else "")
+        return worker
+
+    def started(self, worker: Worker, pid: int, node_id: str, now: float, *, adopted: bool = False) -> None:
+        """A worker finished its on_enter hooks; long ago, where it was `adopted`."""
         worker.pid, worker.node_id, worker.pending = pid, node_id, ""
-        worker.state = WorkerState.READY
+        worker.state, worker.ready_since = WorkerState.READY, now
         self.unschedulable = ""
-        self.supervisor.start_succeeded()
+        self.hope.start_succeeded()
+        self._on_event(
+            worker.id, "adopted" if adopted else "ready", f"{now - worker.created:.2f} s after it was asked for"
+        )
+
+    def cannot_be_placed(self, worker: Worker, lacking: str) -> None:
+        """No node of the cluster could ever hold a worker of this pool."""
+        if self.unschedulable != lacking:
+            self.unschedulable = lacking
+            self._on_event(worker.id, "unschedulable", lacking)
 
     def start_failed(self, worker: Worker, error: str, now: float) -> None:
         """A worker did not come up."""
         self._remove(worker, "its start failed")
-        self.supervisor.start_failed(error, now)
+        self._slot_failed(worker, (error.strip().splitlines() or ["it failed to start"])[-1], now)
+        self.hope.start_failed(error, now)
+        self._on_event(worker.id, "failed to start", error.strip())
 
     def lost(self, worker: Worker, reason: str, now: float) -> None:
         """A worker's process has ended, as wanted or not."""
-        wanted = worker.state is WorkerState.DRAINING
+        wanted = worker.draining
         self._remove(worker, reason)
         if not wanted:
-            self.supervisor.lost(now)
+            self._slot_failed(worker, reason, now)
+        self._on_event(worker.id, "stopped" if wanted else "crashed", reason)
 
-    def replace(self, worker: Worker, reason: str, now: float) -> None:
-        """A worker serves no more and is to be replaced; it drains."""
-        worker.state, worker.reason = WorkerState.DRAINING, reason
-        self.supervisor.lost(now)
+    def replace(self, worker: Worker, reason: str) -> None:
+        """A worker said that it must be replaced; `plan` sees to it."""
+        if worker.serving:
+            worker.replace_because = reason
+
+    def probed(
+        self, worker: Worker, probe: Probe, verdict: Verdict, latency_s: float, reason: str, now: float
+    ) -> bool | None:
+        """A probe has run; what that changed, as `ProbeState.record` says it."""
+        change = worker.health.record(probe, verdict, latency_s, reason, now)
+        if change is False and probe.kind == "liveness":
+            self.kills.failed(worker.id, now)
+            self._on_event(worker.id, "failed liveness", worker.health.why(now))
+        return change
+
+    def _slot_failed(self, worker: Worker, reason: str, now: float) -> None:
+        self.restarts += 1
+        slot = self.slots.get(worker.slot)
+        if slot is not None and slot.worker_id == worker.id:
+            healthy_s = 0.0 if worker.ready_since is None else now - worker.ready_since
+            slot.failed(reason, now, healthy_s=healthy_s)
 
     def _remove(self, worker: Worker, reason: str) -> None:
-        worker.state, worker.reason = WorkerState.STOPPED, reason
+        worker.state, worker.reason = WorkerState.STOPPED, worker.reason or reason
         self.workers.pop(worker.id, None)
 
     # --- what follows ---------------------------------------------------------------------------------------------
@@ -141,59 +193,187 @@ class Pool:
         demands = [demand for demand, _ in self._demands.values()]
         return Demand(sum(d.queued for d in demands), sum(d.running for d in demands))
 
+    def inflight(self) -> dict[str, int]:
+        """The inputs that routers have in each worker."""
+        counts: dict[str, int] = {}
+        for demand, _ in self._demands.values():
+            for worker_id, count in demand.inflight:
+                counts[worker_id] = counts.get(worker_id, 0) + count
+        return counts
+
     def plan(self, now: float) -> list[Start | Stop]:
-        """What is to be done so that the pool gets to its size."""
+        """What is to be done so that the pool is healthy and gets to its size."""
+        self._now = now
         demand = self.demand(now)
-        capacity = [w for w in self.workers.values() if w.state in _CAPACITY]
+        self._settle_states(now)
+        stops = [*self._replacements(), *self._kills(now)]
+        desired = self._desired(demand, now)
+        stops += self._shrink(desired, now)
+        self._grow(desired, now)
+        if desired == 0 and not self.slots:
+            self.hope.begin_anew()
+        starts = self._starts(now)
+        self.refresh(now)
+        return [*stops, *starts]
+
+    @property
+    def forgettable(self) -> bool:
+        """Whether the pool is of no use to anybody: no workers, no demand for a while, no floor to keep."""
+        return not self.workers and not self.slots and self._now - self._used_at > FORGET_POOL_S
+
+    def _settle_states(self, now: float) -> None:
+        for worker in self.workers.values():
+            if not worker.serving:
+                continue
+            serves = worker.health.serves(now)
+            if serves and worker.state is WorkerState.UNREADY:
+                worker.state, worker.reason, worker.unready_since = WorkerState.READY, "", None
+                self._on_event(worker.id, "ready again", "")
+            elif not serves and worker.state is WorkerState.READY:
+                worker.state, worker.unready_since = WorkerState.UNREADY, now
+                worker.reason = worker.health.why(now)
+                self._on_event(worker.id, "unready", worker.reason)
+            elif not serves:
+                worker.reason = worker.health.why(now)
+        ready = [w.slot for w in self.workers.values() if w.state is WorkerState.READY]
+        self.kills.settle(self.workers, ready, self.slots)
+
+    def _replacements(self) -> list[Stop]:
+        return [self._stop(w, w.replace_because, failed=True) for w in self._serving() if w.replace_because]
+
+    def _kills(self, now: float) -> list[Stop]:
+        """Replace workers that failed their liveness probe, the first to fail first, as many as may be at once."""
+        condemned = sorted(
+            (w for w in self._serving() if w.health.condemned), key=lambda w: (w.health.condemned_at or now, w.number)
+        )
+        if not condemned:
+            return []
+        period_s = max(p.period_s for p in self.definition.options.probes if p.kind == "liveness")
+        count = self.kills.allowance(len(self.slots), period_s, now)
+        stops = []
+        for worker in condemned[:count]:
+            self.kills.kill(worker.id, worker.slot)
+            stops.append(self._stop(worker, worker.health.why(now), failed=True))
+        return stops
+
+    def _serving(self) -> list[Worker]:
+        return [worker for worker in self.workers.values() if worker.serving]
+
+    def _stop(self, worker: Worker, reason: str, *, failed: bool = False) -> Stop:
+        if failed:
+            self._slot_failed(worker, reason, self._now)
+        else:
+            self.slots.pop(worker.slot, None)
+        worker.state, worker.reason = WorkerState.DRAINING, reason
+        self._on_event(worker.id, "replaced" if failed else "draining", reason)
+        return Stop(worker.id, reason)
+
+    def _desired(self, demand: Demand, now: float) -> int:
         if self.retired:
             # What was called before the new definition is still served, by as few workers as there are.
             # One is started only for calls that wait: those that run, or ran a moment ago, need none.
-            desired = 0 if demand == Demand(0, 0) else max(int(demand.queued > 0), len(capacity))
-        else:
-            desired = self.autoscaler.tick(demand.queued + demand.running, now)
-        if len(capacity) < desired and now >= self.supervisor.start_allowed_at:
-            if self.supervisor.failed:
-                # Without hope: one try at a time, until one comes up.
-                return [] if capacity else [Start(1)]
-            return [Start(desired - len(capacity))]
-        # Newest first, and those that do not serve yet before those that do.
-        surplus = sorted(capacity, key=lambda w: (w.state is WorkerState.READY, -w.number))[: len(capacity) - desired]
-        if len(capacity) > desired:
-            return [Stop(w.id, "replaced by a new definition" if self.retired else "scaled down") for w in surplus]
-        return []
+            counted = sum(self._counts(slot, now) for slot in self.slots.values())
+            return 0 if demand.idle else max(int(demand.queued > 0), counted)
+        desired = self.autoscaler.tick(demand.queued + demand.running, now)
+        if desired != self._told_desired:
+            action = "scaled up" if desired > self._told_desired else "scaled down"
+            why = f"from {self._told_desired} to {desired}: {demand.queued} queued, {demand.running} running"
+            self._on_event("", action, why)
+            self._told_desired = desired
+        return desired
 
-    def wakes_at(self) -> float:
-        """When a start that backs off may be tried: a moment to plan again."""
-        return self.supervisor.start_allowed_at
+    def _counts(self, slot: Slot, now: float) -> bool:
+        """Whether a slot counts as capacity: it has a worker that serves, will serve or may serve again, or will."""
+        worker = self.workers.get(slot.worker_id or "")
+        return worker is None or worker.unready_since is None or now - worker.unready_since < UNREADY_COUNTS_S
+
+    def _grow(self, desired: int, now: float) -> None:
+        counted = sum(self._counts(slot, now) for slot in self.slots.values())
+        # For each worker that is long unready another may come; no more than double the pool, whatever fails.
+        most = min(self.definition.options.max_workers, 2 * desired)
+        free = (number for number in itertools.count() if number not in self.slots)
+        for _ in range(min(desired - counted, most - len(self.slots))):
+            number = next(free)
+            self.slots[number] = Slot(number, self._rng)
+
+    def _shrink(self, desired: int, now: float) -> list[Stop]:
+        """Let go what is too much: places without a worker first, then those that do not serve, idle ones, new ones."""
+        inflight = self.inflight()
+        counted = [slot for slot in self.slots.values() if self._counts(slot, now)]
+        going = sorted(counted, key=lambda slot: self._keeping(slot, inflight))[: max(0, len(counted) - desired)]
+        going += self._replaced_unready(counted, desired, now)
+        stops = []
+        for slot in going:
+            worker = self.workers.get(slot.worker_id or "")
+            if worker is None:
+                del self.slots[slot.number]
+            else:
+                reason = "replaced by a new definition" if self.retired else "scaled down"
+                stops.append(self._stop(worker, reason))
+        return stops
+
+    def _keeping(self, slot: Slot, inflight: dict[str, int]) -> tuple[int, bool, int]:
+        """The later in this order, the longer it is kept."""
+        worker = self.workers.get(slot.worker_id or "")
+        if worker is None:
+            return (0, False, -slot.number)
+        rank = {WorkerState.STARTING: 1, WorkerState.UNREADY: 2}.get(worker.state, 3)
+        return (rank, inflight.get(worker.id, 0) > 0, -worker.number)
+
+    def _replaced_unready(self, counted: list[Slot], desired: int, now: float) -> list[Slot]:
+        """Workers that have not been ready for a whole window, where as many as are wanted are ready without them."""
+        ready = sum(w.state is WorkerState.READY for w in self.workers.values())
+        if ready < desired or len(counted) == len(self.slots):
+            return []
+        window_s = max(UNREADY_COUNTS_S, self.definition.options.scaledown_window_s)
+        long_unready = []
+        for slot in self.slots.values():
+            worker = self.workers.get(slot.worker_id or "")
+            if worker is not None and worker.unready_since is not None and now - worker.unready_since >= window_s:
+                long_unready.append(slot)
+        return long_unready
+
+    def _starts(self, now: float) -> list[Start | Stop]:
+        due = [s for s in self.slots.values() if s.worker_id is None and now >= s.start_allowed_at]
+        if self.failed(now):
+            # Without hope: one try at a time, until one comes up.
+            starting = any(w.state is WorkerState.STARTING for w in self.workers.values())
+            due = due[:1] if not starting and now >= self.hope.next_try_at else []
+        return [Start(slot.number) for slot in due]
 
     # --- what is told ---------------------------------------------------------------------------------------------
 
-    @property
-    def state(self) -> PoolState:
-        """The pool's state."""
-        capacity = [w for w in self.workers.values() if w.state in _CAPACITY]
-        ready = sum(w.state is WorkerState.READY for w in capacity)
-        if self.supervisor.failed and not ready:
+    def failed(self, now: float) -> bool:
+        """Whether calls are not to wait: nothing serves, and every start has failed again and again."""
+        if any(w.serving for w in self.workers.values()):
+            return False
+        worn_out = self.hope.failed_starts > 0 and bool(self.slots) and all(s.held(now) for s in self.slots.values())
+        return self.hope.lost or worn_out
+
+    def _state(self, now: float) -> PoolState:
+        if self.failed(now):
             return PoolState.FAILED
-        if ready < len(capacity) or len(capacity) != self.autoscaler.desired:
+        ready = sum(w.state is WorkerState.READY for w in self.workers.values())
+        unready = sum(w.state is WorkerState.UNREADY for w in self.workers.values())
+        if (unready and ready < unready) or any(slot.held(now) for slot in self.slots.values()):
+            return PoolState.DEGRADED
+        if ready < len(self.slots) or len(self.slots) != self.autoscaler.desired:
             return PoolState.SCALING
         return PoolState.READY
 
-    @property
-    def failure(self) -> GWorkerError | None:
+    def _failure(self, now: float) -> GWorkerError | None:
         """What calls that wait are to raise, or None while there is hope."""
         name = self.definition.key.class_name
         if self.closing:
             return PoolUnavailable(self.closing)
         if self.unschedulable:
             return Unschedulable(f"{name} {self.unschedulable}")
-        if self.supervisor.failed:
-            return StartupFailed(
-                f"{name}: the first workers all failed to start; the last error was:\n{self.supervisor.last_error}"
-            )
+        if self.failed(now):
+            which = "the last workers" if self.hope.has_served else "the first workers"
+            return StartupFailed(f"{name}: {which} all failed to start; the last error was:\n{self.hope.last_error}")
         return None
 
-    def waiting_for(self) -> str:
+    def waiting_for(self, now: float) -> str:
         """Why no worker is ready, in words."""
         starting = [w for w in self.workers.values() if w.state is WorkerState.STARTING]
         pending = sorted({w.pending for w in starting if w.pending})
@@ -206,62 +386,112 @@ class Pool:
         unready = [w for w in self.workers.values() if w.state is WorkerState.UNREADY]
         if unready:
             return f"{len(unready)} not ready: {unready[0].reason}"
-        if self.supervisor.last_error:
-            return "backing off after a failed start: " + self.supervisor.last_error.strip().splitlines()[-1]
+        waits = [slot for slot in self.slots.values() if slot.worker_id is None and slot.start_allowed_at > now]
+        if waits:
+            soonest = min(waits, key=lambda slot: slot.start_allowed_at)
+            return f"backing off after a failure: {soonest.reason}"
         return "no worker yet"
 
-    def view(self) -> PoolView:
-        """The pool as routers see it; its version grows whenever something they act on has changed."""
+    def refresh(self, now: float) -> bool:
+        """Bring `view` up to date; True if something that routers act on has changed."""
+        self._now = now
+        state = self._state(now)
+        if state is not self._told_state and state in (PoolState.DEGRADED, PoolState.FAILED):
+            self._on_event("", state.value.lower(), self.waiting_for(now))
+        self._told_state = state
+        routable = self._routable(now)
         workers = tuple(
-            WorkerView(w.id, w.actor, self.definition.max_inputs, w.state is WorkerState.READY)
+            WorkerView(w.id, w.actor, self.definition.max_inputs, w.id in routable)
             for w in self.workers.values()
-            if w.state in (WorkerState.READY, WorkerState.UNREADY, WorkerState.DRAINING)
+            if w.serving or (w.draining and w.pid is not None)
         )
-        failure = self.failure
-        told = (
-            tuple((w.id, w.ready) for w in workers),
-            self.state,
-            self.waiting_for(),
-            None if failure is None else str(failure),
-            self.notice,
-            self.supervisor.last_error,
+        failure = self._failure(now)
+        view = PoolView(
+            version=self.view.version,
+            state=state,
+            workers=workers,
+            waiting_for=self.waiting_for(now),
+            failure=failure,
+            notice=self.notice,
+            start_error=self.hope.last_error,
+            epoch=self.view.epoch,
         )
-        if told != self._told:
-            self._told = told
-            self.version += 1
-        return PoolView(
-            self.version, self.state, workers, self.waiting_for(), failure, self.notice, self.supervisor.last_error
-        )
+        if self.view.version and view.tells_the_same_as(self.view):
+            return False
+        self.view = replace(view, version=self.view.version + 1)
+        return True
+
+    def _routable(self, now: float) -> set[str]:
+        """The workers to send inputs to. While fewer than half are ready, doubtful ones too: better they than none."""
+        serving = self._serving()
+        routable = {w.id for w in serving if w.state is WorkerState.READY and w.health.serves(now)}
+        doubtful = [w for w in serving if w.id not in routable and not w.health.said_no]
+        panicking = bool(doubtful) and 2 * len(routable) < len(serving)
+        if panicking and not self._panicking:
+            self._on_event("", "panic", f"{len(routable)} of {len(serving)} are ready: {len(doubtful)} more are used")
+        self._panicking = panicking
+        return routable | {w.id for w in doubtful} if panicking else routable
 
     def status(self, now: float) -> PoolStatus:
         """The pool as people see it."""
         demand = self.demand(now)
+        inflight = self.inflight()
 
         def count(state: WorkerState) -> int:
             return sum(w.state is state for w in self.workers.values())
 
+        def restarts(worker: Worker) -> int:
+            slot = self.slots.get(worker.slot)
+            return slot.restarts if slot is not None and slot.worker_id == worker.id else 0
+
+        workers = [w.status(now, inflight=inflight.get(w.id, 0), restarts=restarts(w)) for w in self.workers.values()]
+        workers += [self._vacant(slot, now) for slot in self.slots.values() if slot.worker_id is None]
+        starting = [w for w in self.workers.values() if w.state is WorkerState.STARTING]
+        waits = not count(WorkerState.READY) and bool(workers or demand.queued)
         return PoolStatus(
             name=str(self.definition.key),
             class_name=self.definition.key.class_name,
-            state=self.state.value,
+            state=self._state(now).value,
             desired=0 if self.retired else self.autoscaler.desired,
             ready=count(WorkerState.READY),
-            starting=count(WorkerState.STARTING),
+            starting=len(starting),
+            pending=sum(not w.placed for w in starting),
             draining=count(WorkerState.DRAINING),
             queued=demand.queued,
             running=demand.running,
-            restarts=self.supervisor.restarts,
-            waiting_for="" if count(WorkerState.READY) else self.waiting_for() if self.workers or demand.queued else "",
-            workers=tuple(
-                WorkerStatus(
-                    id=w.id,
-                    state=w.state.value,
-                    pid=w.pid,
-                    node_id=w.node_id,
-                    age_s=now - w.created,
-                    reason=w.reason or w.pending,
-                    probes=tuple(w.probes.values()),
-                )
-                for w in self.workers.values()
-            ),
+            restarts=self.restarts,
+            waiting_for=self.waiting_for(now) if waits or any(w.pending for w in starting) else "",
+            workers=tuple(workers),
         )
+
+    def _vacant(self, slot: Slot, now: float) -> WorkerStatus:
+        wait_s = slot.start_allowed_at - now
+        reason = f"next try in {wait_s:.0f} s: {slot.reason}" if wait_s > 0 else slot.reason or "waits for room"
+        name = f"{self.definition.key.class_name}/{slot.number}"
+        return WorkerStatus(name, WorkerState.BACKOFF.value, None, None, 0.0, reason, restarts=slot.restarts)
+
+    # --- what is written down ---------------------------------------------------------------------------------------
+
+    def record(self, now: float) -> PoolRecord:
+        """What a successor of the controller has to know."""
+        return PoolRecord(
+            desired=self.autoscaler.desired,
+            retired=self.retired,
+            slots=tuple(slot.record(now) for slot in self.slots.values()),
+            workers=tuple(record_of(worker, now) for worker in self.workers.values()),
+            failed_starts=self.hope.failed_starts,
+            has_served=self.hope.has_served,
+            last_error=self.hope.last_error,
+        )
+
+    def restore(self, record: PoolRecord, elapsed_s: float, now: float) -> None:
+        """Go on from what was written down `elapsed_s` seconds ago. The workers are as yet only said to be there."""
+        self.autoscaler.desired = self._told_desired = record.desired
+        self.retired = record.retired
+        self.slots = {s.number: Slot.restored(s, elapsed_s, now) for s in record.slots}
+        probes = self.definition.options.probes
+        self.workers = {w.id: restored_worker(w, probes, elapsed_s, now) for w in record.workers}
+        self.hope.failed_starts = record.failed_starts
+        self.hope.has_served = record.has_served
+        self.hope.last_error = record.last_error
+        self.restarts = sum(slot.restarts for slot in self.slots.values())

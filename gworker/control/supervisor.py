@@ -1,49 +1,84 @@
-"""What follows from a failed start or a crash: when to try again, and when to say that there is no hope. Pure.
+"""When a pool is without hope, and how many of its workers may be killed at once. Pure.
 
-The complete supervision (intensity windows, kill budgets, panic routing, passive health) grows here.
+What follows from the failures of one place in the pool is decided by its `Slot`.
 """
 
 from __future__ import annotations
 
-import random
-
-from gworker.control.backoff import Backoff
+from collections.abc import Iterable
 
 # A pool without hope is tried again this often.
 RETRY_FAILED_S = 60.0
 
 
-class Supervisor:
-    """The record of starts and losses of one pool."""
+class Hope:
+    """Whether a pool whose starts fail is worth waiting for.
 
-    def __init__(self, floor: int, rng: random.Random | None = None) -> None:
+    It is not after the first max(3, min(3 x floor, 20)) starts have all failed.
+    """
+
+    def __init__(self, floor: int) -> None:
         self._patience = max(3, min(3 * floor, 20))
-        self._backoff = Backoff(rng)
-        self._failed_starts = 0
-        self._ever_started = False
-        self.restarts = 0
-        self.start_allowed_at = float("-inf")
+        self.failed_starts = 0
+        self.has_served = False
+        self.next_try_at = float("-inf")
         self.last_error: str | None = None
 
     @property
-    def failed(self) -> bool:
-        """Whether the first starts all failed, so that waiting callers are told instead of kept."""
-        return not self._ever_started and self._failed_starts >= self._patience
+    def lost(self) -> bool:
+        """Whether no start has ever succeeded, and enough have failed."""
+        return not self.has_served and self.failed_starts >= self._patience
 
     def start_succeeded(self) -> None:
         """A worker is ready."""
-        self._ever_started = True
-        self._failed_starts = 0
+        self.has_served = True
+        self.failed_starts = 0
         self.last_error = None
 
     def start_failed(self, error: str, now: float) -> None:
         """A start failed; `error` is the traceback."""
-        self._failed_starts += 1
+        self.failed_starts += 1
         self.last_error = error
-        delay_s = RETRY_FAILED_S if self.failed else self._backoff.next_delay_s(now)
-        self.start_allowed_at = max(self.start_allowed_at, now + delay_s)
+        self.next_try_at = now + RETRY_FAILED_S
 
-    def lost(self, now: float) -> None:
-        """A worker that served has crashed or was killed; it is replaced at once, then ever more slowly."""
-        self.restarts += 1
-        self.start_allowed_at = max(self.start_allowed_at, now + self._backoff.next_delay_s(now))
+    def begin_anew(self) -> None:
+        """Nobody wants the pool any more: whoever does next is not to pay for what failed before."""
+        self.failed_starts = 0
+        self.has_served = False
+        self.last_error = None
+
+
+class KillBudget:
+    """How many workers of a pool may be killed by probes at once: max(1, 10 %), and one if more than half fail.
+
+    A kill is over when the old process is gone and its place has a worker that is ready again.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[str, int] = {}
+        self._failed_at: dict[str, float] = {}
+
+    def failed(self, worker_id: str, now: float) -> None:
+        """A liveness probe of this worker has failed for good."""
+        self._failed_at[worker_id] = now
+
+    def allowance(self, pool_size: int, period_s: float, now: float) -> int:
+        """How many more may be killed now, of a pool of so many workers, probed every `period_s`."""
+        self._failed_at = {w: at for w, at in self._failed_at.items() if now - at <= period_s}
+        correlated = 2 * len(self._failed_at) > pool_size
+        allowed = 1 if correlated else max(1, pool_size // 10)
+        return max(0, allowed - len(self._open))
+
+    def kill(self, worker_id: str, slot: int) -> None:
+        """This worker is killed."""
+        self._open[worker_id] = slot
+
+    def settle(self, present: Iterable[str], ready_slots: Iterable[int], slots: Iterable[int]) -> None:
+        """Close the kills whose worker is not `present` any more and whose slot is ready, or is no more."""
+        present, ready, wanted = set(present), set(ready_slots), set(slots)
+        self._open = {w: s for w, s in self._open.items() if w in present or (s in wanted and s not in ready)}
+
+    @property
+    def open(self) -> dict[str, int]:
+        """The kills under way: the worker and its slot."""
+        return dict(self._open)

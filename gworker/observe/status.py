@@ -6,6 +6,8 @@ import html
 from dataclasses import dataclass, field
 from typing import Any
 
+from gworker.observe.events import Event
+
 
 @dataclass(frozen=True)
 class ProbeStatus:
@@ -20,7 +22,11 @@ class ProbeStatus:
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """One worker. `age_s` counts from its creation; `batch_sizes` is the mean batch size of each batched method."""
+    """One worker, or a place in the pool whose next worker has to wait (state BACKOFF, no pid).
+
+    `age_s` counts from its creation; `inflight` are the inputs that routers have in it; `restarts` counts the workers
+    that its place has lost before; `inputs` and `batch_sizes` (the mean of each batched method) are its own counters.
+    """
 
     id: str
     state: str
@@ -28,15 +34,19 @@ class WorkerStatus:
     node_id: str | None
     age_s: float
     reason: str = ""
+    inflight: int = 0
+    restarts: int = 0
     inputs: int = 0
-    running: int = 0
     batch_sizes: dict[str, float] = field(default_factory=dict)
     probes: tuple[ProbeStatus, ...] = ()
 
 
 @dataclass(frozen=True)
 class PoolStatus:
-    """One pool: how many workers it wants and has, and the inputs that routers report as queued and running."""
+    """One pool: how many workers it wants and has, and the inputs that routers report as queued and running.
+
+    `pending` of the `starting` workers have no node yet; `waiting_for` says why, and what calls wait for.
+    """
 
     name: str
     class_name: str
@@ -44,6 +54,7 @@ class PoolStatus:
     desired: int
     ready: int
     starting: int
+    pending: int
     draining: int
     queued: int
     running: int
@@ -52,7 +63,14 @@ class PoolStatus:
     workers: tuple[WorkerStatus, ...] = ()
 
 
-_COLUMNS = ("pool", "state", "desired", "ready", "starting", "draining", "queued", "running", "restarts", "waiting for")
+_POOL_COLUMNS = (
+    "pool", "state", "desired", "ready", "starting", "pending", "draining", "queued", "running", "restarts",
+    "waiting for",
+)  # fmt: skip
+_WORKER_COLUMNS = ("worker", "state", "pid", "age", "inflight", "restarts", "last probes", "reason")
+# How many of the workers and of the events a table shows.
+_SHOWN_WORKERS = 20
+_SHOWN_EVENTS = 8
 
 
 @dataclass(frozen=True)
@@ -62,6 +80,7 @@ class AppStatus:
     name: str
     running: bool
     pools: tuple[PoolStatus, ...] = ()
+    events: tuple[Event, ...] = ()
 
     def pool(self, class_name: str) -> PoolStatus:
         """The first pool of a class. Raises KeyError, naming the classes there are."""
@@ -71,43 +90,69 @@ class AppStatus:
         known = ", ".join(sorted({p.class_name for p in self.pools})) or "none"
         raise KeyError(f"no pool of a class {class_name!r} in app {self.name!r}; there are: {known}")
 
-    def _rows(self) -> list[tuple[str, ...]]:
-        return [
+    def _tables(self) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+        """Columns and rows: the pools, and their workers where there are some."""
+        pools = [
             tuple(
                 str(value)
                 for value in (
-                    p.name, p.state, p.desired, p.ready, p.starting, p.draining, p.queued, p.running, p.restarts,
-                    p.waiting_for,
+                    p.name, p.state, p.desired, p.ready, p.starting, p.pending, p.draining, p.queued, p.running,
+                    p.restarts, p.waiting_for,
                 )
             )
             for p in self.pools
         ]  # fmt: skip
+        workers = [_worker_row(w) for p in self.pools for w in p.workers]
+        more = len(workers) - _SHOWN_WORKERS
+        if more > 0:
+            workers = [*workers[:_SHOWN_WORKERS], (f"… {more} more", *[""] * (len(_WORKER_COLUMNS) - 1))]
+        return [(_POOL_COLUMNS, pools), *([(_WORKER_COLUMNS, workers)] if workers else [])]
+
+    @property
+    def _title(self) -> str:
+        return f"{self.name} ({'running' if self.running else 'not running'})"
+
+    def _latest(self) -> list[str]:
+        return [str(event) for event in self.events[-_SHOWN_EVENTS:]]
 
     def __str__(self) -> str:
-        state = "running" if self.running else "not running"
-        rows = [_COLUMNS, *self._rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([f"app {self.name} ({state})", *lines])
+        lines = [f"app {self._title}"]
+        for columns, rows in self._tables():
+            table = [columns, *rows]
+            widths = [max(len(row[i]) for row in table) for i in range(len(columns))]
+            lines += ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
+            lines.append("")
+        return "\n".join([*lines, *self._latest()]).rstrip()
 
     def __rich__(self) -> Any:
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
         # As Text, because names and reasons may hold brackets, which rich would take for markup.
-        state = "running" if self.running else "not running"
-        table = Table(title=Text(f"{self.name} ({state})"), title_justify="left")
-        for column in _COLUMNS:
-            table.add_column(column)
-        for row in self._rows():
-            table.add_row(*map(Text, row))
-        return table
+        tables: list[Table] = []
+        for columns, rows in self._tables():
+            title = None if tables else Text(self._title)
+            table = Table(*columns, title=title, title_justify="left")
+            for row in rows:
+                table.add_row(*map(Text, row))
+            tables.append(table)
+        return Group(*tables, *map(Text, self._latest()))
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{html.escape(c)}</th>" for c in _COLUMNS)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in self._rows())
         state = "running" if self.running else "not running"
-        return (
-            f"<table><caption>gworker app <b>{html.escape(self.name)}</b>: {state}</caption>"
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        )
+        shown = [f"<b>gworker app {html.escape(self.name)}</b>: {state}"]
+        for columns, rows in self._tables():
+            head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
+            body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
+            shown.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+        if latest := self._latest():
+            shown.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in latest) + "</ul>")
+        return "<div>" + "".join(shown) + "</div>"
+
+
+def _worker_row(worker: WorkerStatus) -> tuple[str, ...]:
+    probes = ", ".join(f"{p.method} {p.verdict} {p.latency_ms:.0f} ms" for p in worker.probes)
+    pid = "" if worker.pid is None else str(worker.pid)
+    age = f"{worker.age_s:.0f} s"
+    return (worker.id, worker.state, pid, age, str(worker.inflight), str(worker.restarts), probes, worker.reason)

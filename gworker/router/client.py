@@ -12,25 +12,35 @@ import ray
 from ray.exceptions import RayError
 
 from gworker import clock
-from gworker.errors import GWorkerError, PoolUnavailable
+from gworker.deaths import death_reason
+from gworker.errors import GWorkerError, NotFound, PoolUnavailable
+from gworker.router import deployment
+from gworker.router.cluster import attach
 from gworker.router.lanes import Lane, RayLane
 from gworker.router.loop import io_loop
-from gworker.router.membership import Demand, PoolDefinition, PoolKey, PoolView, WorkerView
-from gworker.router.router import Link, Router, death_reason
+from gworker.router.membership import Demand, DeployedClass, PoolDefinition, PoolKey, PoolView, WorkerView
+from gworker.router.router import Link, Router
 
 log = logging.getLogger("gworker.router")
+
+# How long a controller may take to answer a question of a person.
+ANSWER_S = 30.0
+# How often a controller that is being replaced is asked whether it is back.
+FIND_AGAIN_S = 0.2
 
 
 class AppClient:
     """The controller of one running app, and this process's routers to its pools. Thread-safe.
 
-    `lost` is set once the controller is found to be gone.
+    `find_again`, for a deployed app, finds its controller by name, or gives None: it may die, and be replaced, while
+    calls go on. `lost` is set once the controller is found to be gone for good.
     """
 
-    def __init__(self, app_name: str, controller: Any) -> None:
+    def __init__(self, app_name: str, controller: Any, find_again: Callable[[], Any] | None = None) -> None:
         self.app_name = app_name
         self.controller = controller
         self.lost = False
+        self._find_again = find_again
         self._loop = io_loop()
         self._lock = threading.Lock()
         self._routers: dict[PoolKey, Router] = {}
@@ -49,19 +59,46 @@ class AppClient:
                     router = self._routers[key] = Router(key, label, definition.options, self, self._loop)
         return router
 
-    async def watch(self, key: PoolKey, version: int) -> PoolView:
+    @property
+    def deployed(self) -> bool:
+        """Whether the app outlives this process."""
+        return self._find_again is not None
+
+    async def watch(self, router: str, key: PoolKey, known: tuple[str, int] | None) -> PoolView:
         """See PoolSource. The first call brings the pool's definition along."""
-        definition = self._definitions[key] if version < 0 else None
-        if not ray.is_initialized():  # a remote call would start another Ray, from this thread
-            self.lost = True
-            raise PoolUnavailable(f"Ray was shut down while the app {self.app_name!r} was running")
-        try:
-            view: PoolView = await self.controller.watch.remote(key, version, definition)
-        except RayError as error:
-            self.lost = True
-            reason = f"the controller of the app {self.app_name!r} is gone: {death_reason(error)}"
-            raise PoolUnavailable(reason) from error
-        return view
+        definition = self._definitions[key] if known is None else None
+        while True:
+            if not ray.is_initialized():  # a remote call would start another Ray, from this thread
+                self.lost = True
+                raise PoolUnavailable(f"Ray was shut down while the app {self.app_name!r} was running")
+            try:
+                view: PoolView = await self.controller.watch.remote(router, key, known, definition)
+                return view
+            except RayError as error:
+                if not await self._found_again():
+                    self.lost = True
+                    reason = f"the controller of the app {self.app_name!r} is gone: {death_reason(error)}"
+                    raise PoolUnavailable(reason) from error
+            await asyncio.sleep(FIND_AGAIN_S)
+
+    def deployed_class(self, name: str) -> DeployedClass:
+        """A class of a deployed app. Raises NotFound."""
+        found: DeployedClass = ray.get(self.controller.deployed_class.remote(name), timeout=ANSWER_S)
+        return found
+
+    def generations(self) -> dict[str, int]:
+        """Which version of each class of a deployed app is served."""
+        found: dict[str, int] = ray.get(self.controller.generations.remote(), timeout=ANSWER_S)
+        return found
+
+    async def _found_again(self) -> bool:
+        """Whether the controller of a deployed app is there, or on its way back."""
+        if self._find_again is None:
+            return False
+        found = await asyncio.to_thread(self._find_again)
+        if found is not None:
+            self.controller = found
+        return found is not None
 
     def report(self, router: str, key: PoolKey, demand: Demand) -> None:
         """See PoolSource."""
@@ -100,3 +137,27 @@ class AppClient:
             routers = list(self._routers.values())
         for router in routers:
             router.close(reason)
+
+
+_clients: dict[str, AppClient] = {}
+_clients_lock = threading.Lock()
+
+
+def deployed_client(app_name: str) -> AppClient:
+    """A deployed app as this process reaches it, always the same while it is there. Raises NotFound."""
+    with _clients_lock:
+        client = _clients.get(app_name)
+        if client is None or client.lost or not ray.is_initialized():
+            client = _clients[app_name] = _connect(app_name)
+        return client
+
+
+def _connect(app_name: str) -> AppClient:
+    attach()
+    controller = deployment.find_controller(app_name)
+    if controller is None:
+        known = ", ".join(deployment.deployed_apps()) or "none"
+        raise NotFound(
+            f"no app {app_name!r} is deployed in this Ray cluster; deployed are: {known}. Deploy it with app.deploy()"
+        )
+    return AppClient(app_name, controller, lambda: deployment.find_controller(app_name))

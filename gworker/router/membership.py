@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gworker.errors import GWorkerError
@@ -50,6 +50,8 @@ class PoolView:
     """A pool as routers see it. `failure` is what waiting calls are to raise; `waiting_for` what they wait for.
 
     `notice` is something the user should be told once. `start_error` is the traceback of the last start if it failed.
+    `version` counts the changes as one controller, `epoch`, has seen them; a controller that was restarted begins anew.
+    `forgotten` says that the controller keeps the pool no more: who needs it defines it again.
     """
 
     version: int
@@ -59,11 +61,31 @@ class PoolView:
     failure: GWorkerError | None = None
     notice: str = ""
     start_error: str | None = None
+    epoch: str = ""
+    forgotten: bool = False
+
+    def tells_the_same_as(self, other: PoolView) -> bool:
+        """Whether a router that knows the other view has nothing to learn from this one."""
+        return (
+            self.state is other.state
+            and len(self.workers) == len(other.workers)
+            and all(
+                mine.id == theirs.id and mine.ready is theirs.ready
+                for mine, theirs in zip(self.workers, other.workers, strict=True)
+            )
+            and self.waiting_for == other.waiting_for
+            and str(self.failure) == str(other.failure)
+            and self.notice == other.notice
+            and self.start_error == other.start_error
+        )
 
 
 @dataclass(frozen=True)
 class PoolDefinition:
-    """What a controller needs to know to keep a pool: the packed class and values, and the compiled numbers."""
+    """What a controller needs to know to keep a pool: the packed class and values, and the compiled numbers.
+
+    `floor_when_idle` is False for one of many sets of worker-scoped values: its workers all go when nobody needs it.
+    """
 
     key: PoolKey
     cls: Payload
@@ -71,11 +93,43 @@ class PoolDefinition:
     options: Options
     max_inputs: int
     target_inputs: int
+    floor_when_idle: bool = True
+
+
+@dataclass(frozen=True)
+class DeployedClass:
+    """A class as it was deployed: what makes it in a worker, and what a caller has to know of it.
+
+    `interface` is the packed `ClassSpec` without the class. `default_pool` is the pool of its default values, None
+    where there are none.
+    """
+
+    name: str
+    cls: Payload
+    interface: Payload
+    options: Options
+    default_pool: PoolDefinition | None
+    generation: int = 0
+
+    def default_definition(self) -> PoolDefinition | None:
+        """The pool of the default values, of this generation."""
+        pool = self.default_pool
+        return None if pool is None else replace(pool, key=replace(pool.key, generation=self.generation))
 
 
 @dataclass(frozen=True)
 class Demand:
-    """A router's report: inputs it queues and inputs it has in workers."""
+    """A router's report: inputs it queues and inputs it has in workers.
+
+    `inflight` has the latter by worker. `errors` has the workers that answered with system errors: how many in a row.
+    """
 
     queued: int
     running: int
+    inflight: tuple[tuple[str, int], ...] = ()
+    errors: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is queued and nothing runs."""
+        return not self.queued and not self.running

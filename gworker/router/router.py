@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from gworker import clock, context
+from gworker.deaths import death_reason
 from gworker.errors import (
     CallCancelled,
     DeadlineExceeded,
@@ -47,8 +48,11 @@ RELINK_AFTER_S = 3.0
 class PoolSource(Protocol):
     """Where a router learns of its pool, and reports to: the controller, seen from here."""
 
-    async def watch(self, key: PoolKey, version: int) -> PoolView:
-        """The pool's view once it is newer than `version`. Raises when the controller is gone."""
+    async def watch(self, router: str, key: PoolKey, known: tuple[str, int] | None) -> PoolView:
+        """The pool's view once it is not the `known` one, (epoch, version). Raises when the controller is gone.
+
+        Asking says that the router acts on the known one already.
+        """
         ...
 
     def report(self, router: str, key: PoolKey, demand: Demand) -> None:
@@ -114,6 +118,8 @@ class Router:
         self._view: PoolView | None = None
         self._closed: GWorkerError | None = None
         self._reported = Demand(0, 0)
+        self._errors: dict[str, int] = {}
+        self._needed = asyncio.Event()
         self._finished_lately = False
         self._report_timer: asyncio.TimerHandle | None = None
         self._explain_timer: asyncio.TimerHandle | None = None
@@ -251,6 +257,7 @@ class Router:
             self._end(call, self._view.failure)
             return
         self._live[call.number] = call
+        self._needed.set()
         if call.deadline is not None:
             left = call.deadline - clock.now()
             if left <= 0:
@@ -335,6 +342,7 @@ class Router:
     def on_message(self, link: Link, message: Any) -> None:
         """Handle a message of a worker."""
         call = link.calls.get(message.call_id)
+        self._judge(link, message)
         if call is None or call.done:
             return
         if isinstance(message, Returned):
@@ -353,6 +361,14 @@ class Router:
         elif isinstance(message, Busy):
             del link.calls[call.number]
             self._requeue([call])
+
+    def _judge(self, link: Link, message: Any) -> None:
+        """Count the system errors in a row that a worker answers with; anything else it brings about ends the row."""
+        blame = message.blame if isinstance(message, Raised) else ""
+        if blame == "system":
+            self._errors[link.worker.id] = self._errors.get(link.worker.id, 0) + 1
+        elif self._errors and (blame == "user" or isinstance(message, (Returned, Item, Ended))):
+            self._errors.pop(link.worker.id, None)
 
     def _failed(self, link: Link, call: RoutedCall, message: Raised) -> None:
         failure = message.failure
@@ -386,6 +402,7 @@ class Router:
         link.broken = True
         self._links.pop(link.worker.id, None)
         self._lost[link.worker.id] = (self._times_lost(link.worker) + 1, clock.now())
+        self._errors[link.worker.id] = self._errors.get(link.worker.id, 0) + 1
         calls, link.calls = list(link.calls.values()), {}
         again: list[RoutedCall] = []
         for call in calls:
@@ -489,10 +506,13 @@ class Router:
     # --- the pool -------------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        version = -1
+        known: tuple[str, int] | None = None
         while self._closed is None:
+            if known is None and self._view is not None and not self._live:
+                self._needed.clear()  # the controller keeps the pool no more, and nobody needs it
+                await self._needed.wait()
             try:
-                view = await self.source.watch(self.key, version)
+                view = await self.source.watch(self.name, self.key, known)
             except Exception as error:
                 self.close(
                     error
@@ -500,7 +520,7 @@ class Router:
                     else PoolUnavailable(f"{self._label}: the app's controller is gone: {death_reason(error)}")
                 )
                 return
-            version = view.version
+            known = None if view.forgotten else (view.epoch, view.version)
             try:
                 self._see(view)
             except Exception as error:  # a fault of our own ends the calls; without this they would wait for ever
@@ -516,6 +536,7 @@ class Router:
             log.warning("%s", view.notice)
         seen = {worker.id: worker for worker in view.workers}
         self._lost = {worker_id: lost for worker_id, lost in self._lost.items() if worker_id in seen}
+        self._errors = {w: count for w, count in self._errors.items() if w in seen and seen[w].ready}
         for link in list(self._links.values()):
             now_seen = seen.get(link.worker.id)
             link.ready = now_seen is not None and now_seen.ready
@@ -531,14 +552,16 @@ class Router:
         self.pump()
 
     def _demand(self) -> Demand:
-        running = sum(len(link.calls) for link in self._links.values())
-        return Demand(len(self._live) - running, running or int(self._finished_lately))
+        inflight = tuple((link.worker.id, len(link.calls)) for link in self._links.values() if link.calls)
+        running = sum(count for _, count in inflight)
+        finished = int(self._finished_lately)
+        return Demand(len(self._live) - running, running or finished, inflight, tuple(self._errors.items()))
 
     def _report(self) -> None:
         """Tell the controller the demand: at once when calls find no worker, else once a period while there is any."""
         if self._pending and not self._reported.queued and not self._has_ready_links():
             self._send_report()
-        elif self._report_timer is None and (self._live or self._finished_lately or self._reported != Demand(0, 0)):
+        elif self._report_timer is None and (self._live or self._finished_lately or not self._reported.idle):
             self._report_timer = self._loop.call_later(DEMAND_PERIOD_S, self._send_report)
 
     def _send_report(self) -> None:
@@ -548,7 +571,7 @@ class Router:
         if self._report_timer is not None:
             self._report_timer.cancel()
             self._report_timer = None
-        if self._reported != Demand(0, 0):
+        if not self._reported.idle:
             self._report_timer = self._loop.call_later(DEMAND_PERIOD_S, self._send_report)
 
     def _explain(self) -> None:
@@ -565,12 +588,3 @@ def _waiter() -> concurrent.futures.Future[None]:
     waiter: concurrent.futures.Future[None] = concurrent.futures.Future()
     waiter.set_running_or_notify_cancel()
     return waiter
-
-
-def death_reason(error: BaseException) -> str:
-    """The line of Ray's message that says how a process ended, without its pages of advice."""
-    text = str(error).strip() or type(error).__name__
-    for line in text.splitlines():
-        if "The actor is dead because" in line or "exit detail" in line.lower():
-            return line.strip().split(". Some common causes")[0]
-    return text.splitlines()[0]

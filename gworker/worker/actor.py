@@ -1,6 +1,7 @@
 """The Ray actor that is a worker: a thin shell that connects the ray lane and the controller to the engine.
 
-1. The controller creates it, calls `start` (load the class, run the on_enter hooks) and keeps a `watch` call open.
+1. The controller creates it, calls `start` (load the class, run the on_enter hooks) and keeps a `watch` call open. Each
+   may be called again, by a controller that has taken the worker over.
 2. Routers `exchange` bundles with it. Each exchange is answered when there is something to say, so that one is always
    open while inputs are in the worker: results, items and start reports leave as they come, many to a bundle.
 3. The controller `probe`s it in a concurrency group of its own, and `drain`s it before it is killed.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import os
 import traceback
@@ -26,6 +28,7 @@ from gworker.spec import ClassSpec
 from gworker.wire import Payload, Up, decode, encode, pack_exception, unpack
 from gworker.worker.engine import Engine
 from gworker.worker.execution import why_fatal
+from gworker.worker.guardian import guard_this_process
 from gworker.worker.lifecycle import Instance
 from gworker.worker.session import Session
 from gworker.worker.threads import UserThreads, run_on_own_thread
@@ -38,13 +41,22 @@ EXCHANGE_S = 3.0
 LEASE_S = 10.0
 # A session that holds nothing is forgotten after this long.
 FORGET_S = 120.0
+# A watch is answered after this long even when nothing happened: that the next one comes shows that a controller lives.
+WATCH_S = 20.0
+# A detached worker that no controller has watched for this long drains and ends itself.
+ORPHANED_S = 600.0
+# What running inputs of such a worker get.
+DRAIN_ORPHAN_S = 30.0
 # Open exchanges of one router. At this many the oldest is answered, so that the router can always send.
 MAX_OPEN_EXCHANGES = 3
 
 
 @dataclass(frozen=True)
 class WorkerBoot:
-    """What a worker is made from. `cls` is the packed decorated class, `worker_values` its worker-scoped values."""
+    """What a worker is made from. `cls` is the packed decorated class, `worker_values` its worker-scoped values.
+
+    `orphaned_s` is set for one that outlives its controller: see `ORPHANED_S`.
+    """
 
     app_name: str
     pool: Any
@@ -52,6 +64,7 @@ class WorkerBoot:
     cls: Payload
     worker_values: Payload
     controller: Any
+    orphaned_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,13 +77,26 @@ class StartReport:
 
 
 @dataclass(frozen=True)
+class Trouble:
+    """Something the worker sees in itself for which it must be replaced; numbered from 1."""
+
+    number: int
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class ProbeReport:
-    """A probe's verdict, how long it took, and whether an input finished successfully since the last one."""
+    """A probe's verdict, how long it took, and whether an input finished successfully since the last one.
+
+    `silent` stands for a process that did not answer at all.
+    """
 
     verdict: Verdict
     latency_s: float
     progressed: bool
     reason: str = ""
+    silent: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,19 +163,32 @@ class WorkerActor:
         self._boot = boot
         self._lines: dict[str, _Line] = {}
         self._over: set[str] = set()
-        self._troubles: list[tuple[str, str]] = []
-        self._troubled: asyncio.Event | None = None
+        self._troubles: list[Trouble] = []
+        self._troubled = asyncio.Event()
+        self._watched_at = clock.now()
+        self._start: asyncio.Task[StartReport] | None = None
+        self._drained: asyncio.Task[list[str]] | None = None
         self._engine: Engine | None = None
         self._instance: Instance | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._probes_running: dict[str, concurrent.futures.Future[Any]] = {}
-        self._succeeded_at_probe: dict[str, int] = {}
-        self._lease_keeper: asyncio.Task[None] | None = None
+        self._probes_running: dict[Probe, concurrent.futures.Future[Any]] = {}
+        self._succeeded_at_probe: dict[Probe, int] = {}
+        self._keepers: list[asyncio.Task[None]] = []
 
     async def start(self) -> StartReport:
-        """Load the class, make its instance, run on_enter. Never raises what user code raises: it reports it."""
-        self._loop = asyncio.get_running_loop()
-        self._troubled = asyncio.Event()
+        """Load the class, make its instance, run on_enter, once; say what became of it, each time.
+
+        Never raises what user code raises: it reports it.
+        """
+        if self._start is None:
+            self._loop = asyncio.get_running_loop()
+            self._start = self._loop.create_task(self._come_up())
+            if self._boot.orphaned_s is not None:
+                self._keepers.append(self._loop.create_task(self._end_when_orphaned(self._boot.orphaned_s)))
+        return await asyncio.shield(self._start)
+
+    async def _come_up(self) -> StartReport:
+        assert self._loop is not None
         pid, node_id = os.getpid(), ray.get_runtime_context().get_node_id()
         try:
             loader = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="gworker-load")
@@ -163,10 +202,11 @@ class WorkerActor:
             log.error("starting %s failed", self._boot.pool, exc_info=error)
             return StartReport(pid, node_id, "".join(traceback.format_exception(error)))
         self._engine = Engine(spec, self._instance, self._trouble)
-        self._lease_keeper = self._loop.create_task(self._keep_leases())
+        self._keepers.append(self._loop.create_task(self._keep_leases()))
         return StartReport(pid, node_id)
 
     def _load(self) -> tuple[ClassSpec, dict[str, Any]]:
+        guard_this_process()
         context.become_worker(
             context.WorkerProcess(self._boot.app_name, self._boot.pool, self._boot.controller, False, 0)
         )
@@ -184,6 +224,7 @@ class WorkerActor:
                 serves_one_call_at_a_time=not spec.concurrent or spec.max_inputs == 1,
                 max_workers=spec.options.max_workers,
                 user_loop=threads.user_loop.loop if uses_loop else None,
+                deployed=self._boot.orphaned_s is not None,
             )
         )
 
@@ -202,18 +243,30 @@ class WorkerActor:
             self._engine.sessions[up.session] = line.session
         return await line.exchange(up)
 
-    async def watch(self) -> list[tuple[str, str]]:
-        """Wait for trouble the worker sees in itself: (kind, reason) pairs. The call fails when the process dies."""
-        assert self._troubled is not None
-        await self._troubled.wait()
-        self._troubled.clear()
-        troubles, self._troubles = self._troubles, []
-        return troubles
+    async def watch(self, seen: int) -> list[Trouble]:
+        """Wait for trouble beyond number `seen`. The call fails when the process dies, and ends after `WATCH_S`."""
+        self._watched_at = clock.now()
+        end = self._watched_at + WATCH_S
+        while not (news := [t for t in self._troubles if t.number > seen]) and (left_s := end - clock.now()) > 0:
+            self._troubled.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._troubled.wait(), left_s)
+        return news
 
     def _trouble(self, kind: str, reason: str) -> None:
-        assert self._troubled is not None
-        self._troubles.append((kind, reason))
+        self._troubles.append(Trouble(len(self._troubles) + 1, kind, reason))
         self._troubled.set()
+
+    async def _end_when_orphaned(self, orphaned_s: float) -> None:
+        """Nobody supervises this worker any more, and nobody will stop it: it sees to that itself."""
+        assert self._start is not None
+        await asyncio.wait([self._start])  # meanwhile its controller waits for the start, and does not watch
+        self._watched_at = clock.now()
+        while (left_s := self._watched_at + orphaned_s - clock.now()) > 0:  # noqa: ASYNC110  # time is the event
+            await asyncio.sleep(left_s)
+        log.warning("%s: no controller for %.0f s: the worker drains and ends", self._boot.worker_id, orphaned_s)
+        await self._drain_once(DRAIN_ORPHAN_S)
+        ray.kill(ray.get_runtime_context().current_actor)
 
     async def _keep_leases(self) -> None:
         assert self._engine is not None
@@ -237,18 +290,19 @@ class WorkerActor:
         """Run a probe beside the inputs: a sync method on a thread of its own, an async one on the user loop."""
         assert self._engine is not None and self._instance is not None
         started = clock.now()
-        progressed = self._engine.counters.succeeded > self._succeeded_at_probe.get(probe.method, -1)
-        self._succeeded_at_probe[probe.method] = self._engine.counters.succeeded
-        run = self._probes_running.get(probe.method)
+        run = self._probes_running.get(probe)
         if run is None or run.done():
             method = getattr(self._instance.target(None), probe.method)
             if self._instance.spec.methods[probe.method].is_async:
                 run = self._instance.threads.user_loop.spawn(method())
             else:
                 run = run_on_own_thread(method, f"gworker-probe-{probe.method}")
-            self._probes_running[probe.method] = run
+            self._probes_running[probe] = run
         done, _ = await asyncio.wait([asyncio.wrap_future(run)], timeout=probe.timeout_s)
         latency_s = clock.now() - started
+        succeeded = self._engine.counters.succeeded
+        progressed = succeeded > self._succeeded_at_probe.get(probe, 0)
+        self._succeeded_at_probe[probe] = succeeded
         if not done:
             reason = f"no answer within {probe.timeout_s:g} s"
             return ProbeReport(Verdict.TIMED_OUT, latency_s, progressed, reason)
@@ -268,8 +322,14 @@ class WorkerActor:
         """Finish what runs within `grace_s`, see the results delivered, run on_exit. Then the process may be killed."""
         if self._loop is None or self._instance is None:
             return []
-        future = asyncio.run_coroutine_threadsafe(self._drain(grace_s), self._loop)
+        future = asyncio.run_coroutine_threadsafe(self._drain_once(grace_s), self._loop)
         return await asyncio.wrap_future(future)
+
+    async def _drain_once(self, grace_s: float) -> list[str]:
+        """Drain, or wait for the drain that is under way: each on_exit hook runs once, and to its end."""
+        if self._drained is None:
+            self._drained = asyncio.get_running_loop().create_task(self._drain(grace_s))
+        return await asyncio.shield(self._drained)
 
     async def _drain(self, grace_s: float) -> list[str]:
         assert self._instance is not None
@@ -288,6 +348,12 @@ class WorkerActor:
             await asyncio.sleep(0.005)
 
     @ray.method(concurrency_group="control")
+    async def settle(self) -> None:
+        """Wait until the routers have heard the last of a worker that has drained: what came late was refused."""
+        if self._loop is not None:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._settle(), self._loop))
+
+    @ray.method(concurrency_group="control")
     async def stats(self) -> WorkerStats:
         """The engine's counters."""
         assert self._engine is not None
@@ -301,14 +367,14 @@ class WorkerActor:
         )
 
 
-def create_worker(boot: WorkerBoot, resources: Mapping[str, Any]) -> Any:
-    """Ask Ray for a worker; returns its actor handle at once. `resources` are Ray actor options.
+def create_worker(boot: WorkerBoot, options: Mapping[str, Any]) -> Any:
+    """Ask Ray for a worker; returns its actor handle at once. `options` are Ray actor options: resources, and a name.
 
     Ray counts each open exchange of each router against `max_concurrency`. It never restarts a worker by itself: a
     restarted process would have lost its instance without anybody knowing.
     """
     return (
         ray.remote(concurrency_groups={"control": 64})(WorkerActor)  # type: ignore[call-overload]  # Ray's stub lacks it
-        .options(max_concurrency=10_000, max_restarts=0, max_task_retries=0, **resources)
+        .options(max_concurrency=10_000, max_restarts=0, max_task_retries=0, **options)
         .remote(boot)
     )

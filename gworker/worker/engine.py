@@ -17,7 +17,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from gworker import clock
 from gworker.context import CallContext
@@ -32,12 +32,14 @@ from gworker.worker.lifecycle import Instance
 from gworker.worker.session import Session
 from gworker.worker.slots import Admission
 from gworker.worker.streams import StreamGate
+from gworker.worker.threads import TaskFuture
 
 log = logging.getLogger("gworker.worker")
 
 # How many inputs a worker stages behind a full house for lanes that report starts reliably.
 MAX_STAGED = 16
-# A synchronous execution is wedged when it overruns its time limit by as long again, and by this at least.
+# A synchronous execution is wedged when it overruns its time limit by as long again, and by this at least; an
+# asynchronous one where its loop is blocked meanwhile.
 WEDGED_AFTER_S = 5.0
 
 
@@ -82,12 +84,13 @@ class Input:
 class Run:
     """One invocation in progress: its inputs, where it runs, and how to stop it."""
 
-    __slots__ = ("future", "inputs", "on_main", "timers", "work")
+    __slots__ = ("blamed", "future", "inputs", "on_main", "timers", "work")
 
     def __init__(self, inputs: list[Input], work: Work, on_main: bool) -> None:
         self.inputs = inputs
         self.work = work
         self.on_main = on_main
+        self.blamed = False  # not the user's code failed: see Raised.blame
         self.timers: list[asyncio.TimerHandle] = []
         self.future: concurrent.futures.Future[list[Outcome]] | None = None
 
@@ -361,14 +364,21 @@ class Engine:
             if given.call.timeout_s is not None:
                 longest = max(longest, given.call.timeout_s)
                 run.timers.append(self._loop.call_later(given.call.timeout_s, self._pass_deadline, given, "timeout_s"))
-        if longest and not run.work.method.is_async:
+        if longest:
             wedged = longest + max(longest, WEDGED_AFTER_S)
             run.timers.append(self._loop.call_later(wedged, self._report_wedged, run, longest))
 
     def _report_wedged(self, run: Run, limit_s: float) -> None:
-        if run in self._runs:
+        if run not in self._runs:
+            return
+        if run.work.method.is_async:
+            # One that was told to stop may take its time; one whose loop is blocked was never told.
+            if not isinstance(run.future, TaskFuture) or run.future.asked_to_stop:
+                return
+            reason = f"{run.work.label} blocks the event loop long after its timeout_s of {limit_s:g} s"
+        else:
             reason = f"{run.work.label} is still running long after its timeout_s of {limit_s:g} s"
-            self._on_trouble("wedged", reason)
+        self._on_trouble("wedged", reason)
 
     def _finished(self, run: Run, future: concurrent.futures.Future[list[Outcome]]) -> None:
         self._runs.discard(run)
@@ -384,6 +394,7 @@ class Engine:
         elif (error := future.exception()) is not None:
             log.error("running %s failed inside gworker", run.work.label, exc_info=error)
             outcomes = [execution.failed(error)] * len(run.inputs)
+            run.blamed = True
         else:
             outcomes = future.result()
         now = clock.now()
@@ -405,7 +416,7 @@ class Engine:
             return
         call_id = given.call.call_id
         if outcome.failure is not None:
-            self._answer(given, Raised(call_id, outcome.failure, batch_size))
+            self._answer(given, Raised(call_id, outcome.failure, batch_size, _blame(given)))
         elif outcome.result is None:
             self._answer(given, Ended(call_id))
         else:
@@ -424,7 +435,11 @@ class Engine:
         call = given.call
         now = clock.now()
         label = f"{self.spec.name}.{call.method}"
+        blame: Literal["system", "nobody"] = "nobody"  # how long a caller waits says nothing about the worker
         if limit == "timeout_s":
+            assert given.run is not None
+            given.run.blamed = True
+            blame = "system" if given is given.run.inputs[0] else "nobody"
             text = f"{label} ran longer than its timeout_s of {call.timeout_s:g} s"
         elif given.run is None:
             text = f"{label} passed its deadline_s while it waited in the worker for {now - given.arrived:.3g} s"
@@ -434,7 +449,7 @@ class Engine:
                 f"worker and ran {now - given.started:.3g} s"
             )
         error = DeadlineExceeded(text, limit=limit, where="running" if given.run else "worker queue")
-        self._answer(given, Raised(call.call_id, pack_exception(error), 1))
+        self._answer(given, Raised(call.call_id, pack_exception(error), 1, blame))
 
     def _answer(self, given: Input, message: Any) -> None:
         """The last word to the caller, or none if it has gone; what still waits or runs for it alone is stopped."""
@@ -499,6 +514,12 @@ class Engine:
             self._offer_timer = None
         if (expiry := self._admission.next_expiry()) is not None:
             self._offer_timer = self._loop.call_later(max(0.0, expiry - now), self._offer_room)
+
+
+def _blame(given: Input) -> Literal["user", "system", "nobody"]:
+    if given.run is None or not given.run.blamed:
+        return "user"
+    return "system" if given is given.run.inputs[0] else "nobody"
 
 
 def _weigh(instance: Instance, given: Input) -> float | Failure:

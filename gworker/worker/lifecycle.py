@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -53,6 +54,7 @@ class Instance:
         end = clock.now() + budget_s
         problems: list[str] = []
         for hook in self.spec.exit_hooks:
+            run: concurrent.futures.Future[Any]
             if hook.is_async:
                 run = self.threads.user_loop.spawn(getattr(self._object, hook.name)())
             else:

@@ -31,9 +31,9 @@ class UserLoop:
             except BaseException:  # SystemExit or KeyboardInterrupt out of a task the user's code started
                 log.exception("a task on the user event loop tried to end the process; the loop goes on")
 
-    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> TaskFuture[T]:
         """Run `coroutine` on the loop, in an empty context, from any thread."""
-        done: _TaskFuture[T] = _TaskFuture(self.loop)
+        done: TaskFuture[T] = TaskFuture(self.loop)
         self.loop.call_soon_threadsafe(done.start, coroutine)
         return done
 
@@ -42,13 +42,17 @@ class UserLoop:
         self.loop.call_soon_threadsafe(self.loop.stop)
 
 
-class _TaskFuture(concurrent.futures.Future[T]):
-    """The outcome of a task on another thread's loop. `cancel` asks the task; the future ends when the task has."""
+class TaskFuture(concurrent.futures.Future[T]):
+    """The outcome of a task on another thread's loop. `cancel` asks the task; the future ends when the task has.
+
+    `asked_to_stop` is set once the task has been asked: on a loop that is blocked, never.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
         self._loop = loop
         self._task: asyncio.Task[T] | None = None
+        self.asked_to_stop = False
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> None:
         """Make the task; called on its loop."""
@@ -57,8 +61,13 @@ class _TaskFuture(concurrent.futures.Future[T]):
 
     def cancel(self) -> bool:
         """Ask the task to stop."""
-        self._loop.call_soon_threadsafe(lambda: self._task is not None and self._task.cancel())
+        self._loop.call_soon_threadsafe(self._ask_to_stop)
         return not self.done()
+
+    def _ask_to_stop(self) -> None:
+        self.asked_to_stop = True
+        if self._task is not None:
+            self._task.cancel()
 
     def _finish(self, task: asyncio.Task[T]) -> None:
         if task.cancelled():

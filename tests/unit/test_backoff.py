@@ -51,4 +51,4 @@ def test_a_failure_just_before_that_does_not() -> None:
 
 def test_a_long_series_of_failures_stays_finite() -> None:
     backoff = Backoff(Ceiling())
-    assert [backoff.next_delay_s(float(n)) for n in range(5000)][-1] == LONGEST_S
+    assert [backoff.next_delay_s() for n in range(5000)][-1] == LONGEST_S

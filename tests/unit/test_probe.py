@@ -161,15 +161,18 @@ def test_successes_from_before_the_failure_do_not_count():
     assert not state.healthy
 
 
-def test_liveness_stays_failed_until_the_worker_is_replaced():
-    state = liveness(failures=1)
+def test_liveness_that_passes_again_before_the_worker_is_killed_spares_it():
+    state = liveness(failures=1, successes=2)
     state.record(FAILED)
-    assert state.record(PASSED) is None
-    assert not state.healthy
-    state.reset()
+    assert [state.record(PASSED), state.record(PASSED)] == [None, True]
     assert state.healthy
-    assert state.consecutive_failures == 0
-    assert state.record(FAILED) is False
+
+
+def test_the_last_verdict_that_counted_is_kept():
+    state = readiness(failures=1)
+    for verdict in (FAILED, TIMED_OUT, UNKNOWN):
+        state.record(verdict)
+    assert state.last is TIMED_OUT
 
 
 def test_an_unknown_verdict_counts_for_nothing():
@@ -204,7 +207,6 @@ def test_the_state_follows_the_definition_on_any_sequence(kind, failures, succes
         if change is False:
             assert seen[-failures:] == [False] * failures
         if change is True:
-            assert kind == "readiness"
             assert seen[-successes:] == [True] * successes
         trailing = next((i for i, passed in enumerate(reversed(seen)) if passed), len(seen))
         assert state.consecutive_failures == trailing
@@ -212,5 +214,17 @@ def test_the_state_follows_the_definition_on_any_sequence(kind, failures, succes
             assert not state.healthy
 
 
-def test_worst_case_detection_is_told_for_describe():
-    assert worst_case_detection_s(Probe.on("health", period_s=30, failures=3, timeout_s=5)) == 95
+@pytest.mark.parametrize(
+    ("given", "hanging_s", "frozen_s"),
+    [
+        # Three failures, a period apart, and one that was excused; a frozen process is excused nothing.
+        ({"period_s": 30, "failures": 3, "timeout_s": 5}, 30 + 3 * 30 + 5, 30 + 2 * 30 + 7),
+        ({"period_s": 30, "failures": 1, "timeout_s": 5, "initial_delay_s": 60}, 60 + 30 + 30 + 5, 60 + 30 + 7),
+        # One run at a time: where the time-out is longer than the period, runs are a time-out apart.
+        ({"period_s": 1, "failures": 2, "timeout_s": 5}, 1 + 2 * 5 + 5, 1 + 7 + 7),
+    ],
+)
+def test_the_worst_case_of_detection_counts_every_run_it_takes(given, hanging_s, frozen_s):
+    probe = Probe.on("health", **given)
+    assert worst_case_detection_s(probe) == hanging_s
+    assert worst_case_detection_s(probe, frozen=True) == frozen_s

@@ -14,8 +14,8 @@ import pytest
 
 from gworker.call import Call
 from gworker.control import controller as controller_module
+from gworker.control import keeper as keeper_module
 from gworker.control.controller import Controller, ControllerBoot
-from gworker.control.pool import Pool
 from gworker.mapping import MapRun
 from gworker.observe.progress import Ticker
 from gworker.router.calls import Problem
@@ -183,13 +183,16 @@ async def test_an_asynchronous_input_iterator_that_raises_cancelled_error_ends_t
 
 async def test_a_worker_that_is_stopped_before_it_began_is_not_created(monkeypatch: pytest.MonkeyPatch) -> None:
     created: list[Any] = []
-    monkeypatch.setattr(controller_module, "create_worker", lambda *given: created.append(given))
+    monkeypatch.setattr(keeper_module, "create_worker", lambda *given: created.append(given))
+    monkeypatch.setattr(controller_module.deployment, "this_actor", lambda: None)
     controller = Controller(ControllerBoot("app", False, False))
     key = PoolKey("A")
-    pool = controller._pools[key] = Pool(PoolDefinition(key, Payload(b""), Payload(b""), Options(), 1, 1))
+    pool = controller._add_pool(PoolDefinition(key, Payload(b""), Payload(b""), Options(min_workers=1), 1, 1))
+    (start,) = pool.plan(0.0)
+    keeper = controller._keep(pool, pool.add(start.slot, "A-1", 1, 0.0))
     stopping = asyncio.ensure_future(controller.stop(drain=False))
-    controller._start(pool, 0.0)
-    await asyncio.wait_for(stopping, 5)
+    living = asyncio.ensure_future(keeper.live())
+    await asyncio.wait_for(asyncio.gather(stopping, living), 5)
     assert created == [] and pool.workers == {}
 
 
@@ -230,7 +233,7 @@ async def test_fatal_in_a_probe_replaces_the_worker_at_once() -> None:
     actor = _actor()
     report = await _probed(actor, health)
     assert report.reason == "raised Fatal: the card is gone"
-    assert actor._troubles == [("fatal", "Fatal: the card is gone")]
+    assert [(t.kind, t.reason) for t in actor._troubles] == [("fatal", "Fatal: the card is gone")]
 
 
 async def test_a_probe_whose_exception_has_no_words_has_failed() -> None:

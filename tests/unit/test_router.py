@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from gworker import clock
+from gworker.deaths import death_reason
 from gworker.errors import (
     CallCancelled,
     DeadlineExceeded,
@@ -26,7 +27,7 @@ from gworker.retries import Retries
 from gworker.router import router as router_module
 from gworker.router.calls import Problem, RoutedCall
 from gworker.router.membership import Demand, PoolKey, PoolState, PoolView, WorkerView
-from gworker.router.router import DEMAND_PERIOD_S, EXPLAIN_AFTER_S, Link, Router, death_reason
+from gworker.router.router import DEMAND_PERIOD_S, EXPLAIN_AFTER_S, Link, Router
 from gworker.wire import (
     Busy,
     Cancel,
@@ -108,6 +109,7 @@ class FakePool:
         self.reports: list[Demand] = []
         self.reported_at: list[float] = []
         self.gone: Exception | None = None
+        self.known: list[tuple[str, int] | None] = []
         self._view: PoolView | None = None
         self._changed = asyncio.Event()
         self._versions = itertools.count(1)
@@ -115,16 +117,20 @@ class FakePool:
     def show(self, *workers: str | WorkerView, capacity: int = 1, **about: Any) -> None:
         """Publish a view: workers that are ready, by name, or as they are given."""
         views = tuple(w if isinstance(w, WorkerView) else WorkerView(w, None, capacity, True) for w in workers)
-        self._view = PoolView(next(self._versions), PoolState.READY, views, **about)
+        version = about.pop("version", None) or next(self._versions)
+        self._view = PoolView(version, PoolState.READY, views, **about)
         self._changed.set()
 
     def disappear(self, error: Exception) -> None:
         self.gone = error
         self._changed.set()
 
-    async def watch(self, key: PoolKey, version: int) -> PoolView:
+    async def watch(self, router: str, key: PoolKey, known: tuple[str, int] | None) -> PoolView:
         assert key == KEY
-        while self._view is None or self._view.version <= version:
+        self.known.append(known)
+        if known is None and self._view is not None and self._view.forgotten:
+            self._view = PoolView(next(self._versions), PoolState.SCALING, ())  # it is defined again
+        while self._view is None or (self._view.epoch, self._view.version) == known:
             if self.gone is not None:
                 raise self.gone
             await self._changed.wait()
@@ -956,7 +962,7 @@ async def test_demand_is_repeated_while_there_is_any_and_withdrawn_once(bench: B
     await bench.show("a")
     running, waiting = await bench.calls(2)
     await bench.timeline.advance(1.0)
-    assert bench.pool.reports[-1] == Demand(1, 1)
+    assert bench.pool.reports[-1] == Demand(1, 1, inflight=(("a", 1),))
     assert len(bench.pool.reports) == round(1.0 / DEMAND_PERIOD_S)
     bench.lane().returns(running)
     bench.lane().returns(waiting)
@@ -978,7 +984,7 @@ async def test_calls_that_were_cancelled_are_no_demand(bench: Bench) -> None:
     for call in calls[2:]:
         bench.router.cancel(call)
     await bench.timeline.advance(1.0)
-    assert bench.pool.reports[-1] == Demand(1, 1)
+    assert bench.pool.reports[-1] == Demand(1, 1, inflight=(("a", 1),))
     assert bench.lane().wanted == 1
 
 
@@ -1098,3 +1104,73 @@ async def test_a_closed_router_reports_nothing_and_leaves_no_timer(bench: Bench)
 )
 def test_the_reason_of_a_death_is_one_line(text: str, reason: str) -> None:
     assert death_reason(RuntimeError(text)) == reason
+
+
+# --- system errors, and pools that are forgotten -----------------------------------------------------------------
+
+
+def errors_told(bench: Bench) -> dict[str, int]:
+    return dict(bench.pool.reports[-1].errors)
+
+
+async def test_system_errors_in_a_row_are_reported_and_anything_else_ends_the_row(bench: Bench) -> None:
+    await bench.show("a", capacity=20)
+    calls = await bench.calls(12)
+    failure = pack_exception(DeadlineExceeded("too long", limit="timeout_s"))
+    for call in calls[:3]:
+        bench.lane().says(Raised(call.number, failure, 1, "system"))
+    bench.lane().says(Raised(calls[3].number, failure, 1, "nobody"))
+    await bench.timeline.advance(DEMAND_PERIOD_S)
+    assert errors_told(bench) == {"a": 3}
+    bench.lane().raises(calls[4], ValueError("mine"))
+    await bench.timeline.advance(DEMAND_PERIOD_S)
+    assert errors_told(bench) == {}, "an exception of user code says that the worker works"
+    bench.lane().says(Raised(calls[5].number, failure, 1, "system"))
+    bench.lane().returns(calls[6])
+    await bench.timeline.advance(DEMAND_PERIOD_S)
+    assert errors_told(bench) == {}
+
+
+async def test_a_system_error_of_a_call_that_nobody_waits_for_counts_too(bench: Bench) -> None:
+    await bench.show("a", capacity=2)
+    cancelled, other = await bench.calls(2)
+    bench.router.cancel(cancelled)
+    await bench.timeline.settle()
+    bench.lane().says(Raised(cancelled.number, pack_exception(TimeoutError()), 1, "system"))
+    await bench.timeline.advance(DEMAND_PERIOD_S)
+    assert errors_told(bench) == {"a": 1}
+    bench.lane().returns(other)
+
+
+async def test_a_lane_that_breaks_is_a_system_error_and_one_taken_out_begins_a_new_row(bench: Bench) -> None:
+    await bench.show("a", "b")
+    await bench.call(retries=3)
+    await bench.call(retries=3)
+    bench.lane("a").dies()
+    await bench.timeline.advance(DEMAND_PERIOD_S)
+    assert errors_told(bench) == {"a": 1}
+    await bench.show(WorkerView("a", None, 1, False), "b")
+    await bench.timeline.advance(DEMAND_PERIOD_S)
+    assert errors_told(bench) == {}
+
+
+async def test_a_pool_that_was_forgotten_is_defined_again_by_the_next_call_and_not_before(bench: Bench) -> None:
+    await bench.show("a")
+    bench.lane().returns(await bench.call())
+    await bench.show(forgotten=True)
+    asked = len(bench.pool.known)
+    await bench.timeline.advance(100.0)
+    assert len(bench.pool.known) == asked, "an idle router leaves the controller alone"
+    call = await bench.call()
+    assert bench.pool.known[asked] is None, "None brings the definition along"
+    await bench.show("b")
+    bench.lane("b").returns(call, "served")
+    assert told(call) == [("returned", "served")]
+
+
+async def test_a_controller_that_was_restarted_begins_its_versions_anew(bench: Bench) -> None:
+    await bench.show("a", epoch="first")
+    bench.pool.show("a", "b", epoch="second", version=1)
+    await bench.timeline.settle()
+    await bench.calls(2)
+    assert bench.lane("a").submits() and bench.lane("b").submits()

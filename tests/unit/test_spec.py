@@ -540,7 +540,8 @@ def test_describe_shows_people_what_was_compiled():
         "1 x A100, 1 CPU, 2048 MB, 1 x licence",
         "1 to 100",
         "timeout_s 9, 2 retries",
-        "readiness probe: health every 30 s, time-out 5 s, 3 failures in a row: a fault is told within 95 s",
+        "readiness probe: health every 30 s, time-out 5 s, 3 failures in a row",
+        "a fault is told within 125 s, a process that does not answer within 97 s",
     ):
         assert part in text, f"{part!r} is not in\n{text}"
     assert max(map(len, text.splitlines())) <= 140

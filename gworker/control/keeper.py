@@ -1,0 +1,243 @@
+"""Follows one worker from creation, or adoption, to death: a thin shell that tells its pool what happened.
+
+1. The worker is asked of Ray; while it has no node, the pool hears what is missing.
+2. `start` loads the class and runs the on_enter hooks, within `startup_timeout_s`.
+3. Probes run, and a `watch` call is kept open: it brings trouble that the worker sees in itself, and fails in the
+   moment in which the process dies.
+4. `drain` lets running inputs finish and on_exit hooks run; then the process is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayError
+
+from gworker import clock
+from gworker.control.placement import actor_options, describe_requirement, node_totals, what_no_node_has
+from gworker.control.pool import Pool
+from gworker.control.prober import Prober
+from gworker.control.workers import Worker, WorkerState
+from gworker.deaths import death_reason
+from gworker.worker.actor import StartReport, Trouble, WorkerBoot, WorkerStats, create_worker
+from gworker.worker.lifecycle import EXIT_BUDGET_S
+
+log = logging.getLogger("gworker.controller")
+
+# How long a worker may lack a node before callers are told that there is none, where more nodes may come.
+UNSCHEDULABLE_AFTER_S = 30.0
+# How long the cluster is given to place a worker before its absence is looked into.
+PLACEMENT_S = 0.3
+# How long a worker that Ray cannot reach may stay so before it is given up.
+UNREACHABLE_S = 30.0
+# How long a worker that has drained may take to see its last answers delivered.
+SETTLE_S = 2.0
+# How long a worker may take to tell its counters: a status is for people who wait.
+STATS_S = 2.0
+
+
+@dataclass(frozen=True)
+class House:
+    """What keepers share of their controller.
+
+    `actor_extra` names a worker's actor where it is to outlive the controller. `changed` is called with the pool after
+    each change; `seen` returns when the routers know of it, or are gone; `spawn` runs a coroutine beside all else.
+    """
+
+    app_name: str
+    controller: Any
+    cluster_may_grow: bool
+    orphaned_s: float | None
+    actor_extra: Callable[[str], dict[str, Any]]
+    changed: Callable[[Pool], None]
+    seen: Callable[[Pool], Awaitable[None]]
+    spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
+
+
+class Keeper:
+    """The keeper of one worker. `gone` is set when the worker is."""
+
+    def __init__(self, house: House, pool: Pool, worker: Worker) -> None:
+        self.pool = pool
+        self.worker = worker
+        self.gone = asyncio.Event()
+        self.settled = asyncio.Event()
+        self._house = house
+        self._probers: list[asyncio.Task[Any]] = []
+
+    # --- its life -------------------------------------------------------------------------------------------------
+
+    async def live(self, find: Callable[[str], Any] | None = None) -> None:
+        """Follow the worker to its end. `find` gets the actor of one that is there already."""
+        pool, worker = self.pool, self.worker
+        try:
+            if worker.draining and find is None:
+                pool.lost(worker, "stopped before it began to start", clock.now())
+                return
+            worker.actor = self._create() if find is None else await asyncio.to_thread(find, worker.id)
+            if worker.draining:
+                self._house.spawn(self.drain(worker.reason))
+            await self._placed()
+            if not await self._entered(adopted=find is not None):
+                return
+            self.settled.set()
+            await self._watch()
+        except (RayError, ValueError) as error:
+            self._died(death_reason(error))
+        except Exception as error:
+            log.exception("%s: following %s failed", self._house.app_name, worker.id)
+            self.kill()
+            pool.start_failed(worker, f"{type(error).__name__}: {error}", clock.now())
+        finally:
+            for prober in self._probers:
+                prober.cancel()
+            self.gone.set()
+            self.settled.set()
+            self._house.changed(pool)
+
+    def _create(self) -> Any:
+        definition = self.pool.definition
+        boot = WorkerBoot(
+            app_name=self._house.app_name,
+            pool=definition.key,
+            worker_id=self.worker.id,
+            cls=definition.cls,
+            worker_values=definition.worker_values,
+            controller=self._house.controller,
+            orphaned_s=self._house.orphaned_s,
+        )
+        return create_worker(boot, actor_options(definition.options) | self._house.actor_extra(self.worker.id))
+
+    async def _placed(self) -> None:
+        """Wait until Ray has found a place; meanwhile say what it lacks."""
+        pool, worker = self.pool, self.worker
+        ready = asyncio.ensure_future(_result(worker.actor.__ray_ready__.remote()))
+        waited_s = 0.0
+        options = pool.definition.options
+        while not (await asyncio.wait([ready], timeout=PLACEMENT_S))[0]:
+            waited_s += PLACEMENT_S
+            lacking = what_no_node_has(options, node_totals())
+            if lacking is None:
+                # Where a node could hold it, it is either on its way or the node is full.
+                needs = describe_requirement(options)
+                worker.pending = f"waiting for {needs}" if needs and waited_s > 1.0 else "being placed"
+                pool.unschedulable = ""
+            else:
+                worker.pending = lacking
+                if not self._house.cluster_may_grow or waited_s >= UNSCHEDULABLE_AFTER_S:
+                    pool.cannot_be_placed(worker, lacking)
+            self._house.changed(pool)
+        await ready
+        worker.pending, worker.placed = "", True
+
+    async def _entered(self, *, adopted: bool) -> bool:
+        """Wait for the on_enter hooks; False if the worker did not come up, and is gone."""
+        pool, worker = self.pool, self.worker
+        limit_s = pool.definition.options.startup_timeout_s
+        start = asyncio.ensure_future(_result(worker.actor.start.remote()))
+        done, _ = await asyncio.wait([start], timeout=limit_s)
+        if done:
+            report: StartReport = await start
+        else:
+            start.add_done_callback(lambda late: late.exception())
+            report = StartReport(0, "", f"on_enter did not finish within startup_timeout_s={limit_s:g}\n")
+        if worker.draining:
+            if report.error is None:  # stopped while it was starting; `drain` sees to the rest
+                worker.pid, worker.node_id = report.pid, report.node_id
+                return True
+            self.kill()
+            pool.lost(worker, "stopped while it started", clock.now())
+            return False
+        if report.error is not None:
+            log.error("%s: %s failed to start:\n%s", self._house.app_name, worker.id, report.error)
+            self.kill()
+            pool.start_failed(worker, report.error, clock.now())
+            return False
+        pool.started(worker, report.pid, report.node_id, clock.now(), adopted=adopted)
+        self._house.changed(pool)
+        for probe in pool.definition.options.probes:
+            prober = Prober(self._house.app_name, pool, worker, probe, self._house.changed)
+            self._probers.append(self._house.spawn(prober.run()))
+        return True
+
+    async def _watch(self) -> None:
+        """Hear of trouble, until the process dies."""
+        seen = 0
+        unreachable_since: float | None = None
+        while True:
+            try:
+                troubles: list[Trouble] = await self.worker.actor.watch.remote(seen)
+            except ActorUnavailableError:
+                # The connection broke; the process may be alive.
+                unreachable_since = unreachable_since or clock.now()
+                if clock.now() - unreachable_since > UNREACHABLE_S:
+                    self.kill()
+                    raise
+                await asyncio.sleep(1.0)
+                continue
+            unreachable_since = None
+            for trouble in troubles:
+                seen = trouble.number
+                self.pool.replace(self.worker, f"{trouble.kind}: {trouble.reason}")
+            if troubles:
+                self._house.changed(self.pool)
+
+    def _died(self, reason: str) -> None:
+        pool, worker = self.pool, self.worker
+        if worker.state is WorkerState.STARTING:
+            log.error("%s: %s died while starting: %s", self._house.app_name, worker.id, reason)
+            pool.start_failed(worker, reason, clock.now())
+            return
+        if not worker.draining:
+            log.warning("%s: %s died and is replaced: %s", self._house.app_name, worker.id, reason)
+        pool.lost(worker, reason, clock.now())
+
+    # --- its end --------------------------------------------------------------------------------------------------
+
+    async def drain(self, reason: str) -> None:
+        """No new inputs, running ones finish, on_exit runs, the process goes."""
+        worker = self.worker
+        log.info("%s: draining %s: %s", self._house.app_name, worker.id, reason)
+        served = worker.pid is not None and not worker.silent
+        worker.state, worker.reason = WorkerState.DRAINING, reason
+        self._house.changed(self.pool)
+        if served:
+            grace_s = self.pool.definition.options.drain_timeout_s
+            problems = await self._within(worker.actor.drain.remote(grace_s), grace_s + EXIT_BUDGET_S + 10.0)
+            for problem in ["it did not drain in time and is killed"] if problems is None else problems:
+                log.warning("%s: draining %s: %s", self._house.app_name, worker.id, problem)
+            # A router that has not yet seen that the worker drains may send it one more input, which is refused.
+            await self._house.seen(self.pool)
+            await self._within(worker.actor.settle.remote(), SETTLE_S)
+        self.kill()
+
+    async def stats(self) -> WorkerStats | None:
+        """The worker's own counters; None where it does not answer soon."""
+        found: WorkerStats | None = await self._within(self.worker.actor.stats.remote(), STATS_S)
+        return found
+
+    @staticmethod
+    async def _within(reference: Any, limit_s: float) -> Any:
+        """What a call to the worker returned; None where it failed, or took longer."""
+        asked = asyncio.ensure_future(_result(reference))
+        done, _ = await asyncio.wait([asked], timeout=limit_s)
+        if not done or asked.exception() is not None:
+            asked.add_done_callback(lambda late: late.exception())
+            return None
+        return asked.result()
+
+    def kill(self) -> None:
+        """End the process now."""
+        if self.worker.actor is not None:
+            with contextlib.suppress(Exception):  # it was gone already
+                ray.kill(self.worker.actor)
+
+
+async def _result(reference: Any) -> Any:
+    return await reference
