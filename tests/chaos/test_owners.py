@@ -86,6 +86,7 @@ def test_a_driver_killed_under_load_leaves_no_process_behind(
             gw.gather(*calls)
         """,
         address=address,
+        RAY_SCHEDULER_EVENTS="0",
     )
     processes = [int(pid) for pid in eventually(lambda: driver.out.endswith("\n") and driver.out, 30.0).split()]
     assert len(processes) == 4, driver.err

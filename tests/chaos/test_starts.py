@@ -141,6 +141,7 @@ def test_where_the_cluster_may_grow_a_gpu_that_is_not_there_is_waited_for_visibl
             print(error)
         """,
         address=address,
+        RAY_SCHEDULER_EVENTS="0",  # Ray's cluster autoscaler would say on stdout what it misses
     )
     assert attached.wait(30) == 0, attached.err
     deadline, status, stopped = attached.out.splitlines()
