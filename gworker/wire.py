@@ -14,11 +14,14 @@ import pickle
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import cloudpickle
 
 from gworker.errors import DeadlineExceeded, RemoteError, RemoteTraceback
+
+if TYPE_CHECKING:
+    from gworker.context import WaitingPool
 
 # Below this size a buffer is cheaper inside the pickle than as an object of its own.
 INLINE_BUFFER_BYTES = 4096
@@ -244,7 +247,10 @@ def unpack_exception(failure: Failure) -> BaseException:
 
 
 class Submit(NamedTuple):
-    """Router to worker: run this input. `call_id` is the router's own number, `name` the public id of the call."""
+    """Router to worker: run this input. `call_id` is the router's own number, `name` the public id of the call.
+
+    `waiting` are the pools that wait for it, and so cannot serve it where a worker is all they have.
+    """
 
     call_id: int
     name: str
@@ -257,6 +263,7 @@ class Submit(NamedTuple):
     timeout_s: float | None
     batch_cap: int
     credit: int
+    waiting: tuple[WaitingPool, ...] = ()
 
 
 class Cancel(NamedTuple):

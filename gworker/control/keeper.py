@@ -125,7 +125,8 @@ class Keeper:
             lacking = what_no_node_has(options, node_totals())
             if lacking is None:
                 # Where a node could hold it, it is either on its way or the node is full.
-                worker.pending = f"waiting for {describe_requirement(options)}" if waited_s > 1.0 else "being placed"
+                needs = describe_requirement(options)
+                worker.pending = f"waiting for {needs}" if needs and waited_s > 1.0 else "being placed"
                 pool.unschedulable = ""
             else:
                 worker.pending = lacking

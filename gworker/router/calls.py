@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from gworker import clock
+from gworker.context import WaitingPool
 from gworker.retries import Retries
 from gworker.wire import Failure, Payload, Submit, unpack_exception
 
@@ -81,6 +82,7 @@ class RoutedCall:
         "submitted_at",
         "timeout_s",
         "timer",
+        "waiting",
     )
 
     def __init__(
@@ -96,6 +98,7 @@ class RoutedCall:
         retries: Retries,
         credit: int,
         sink: Sink,
+        waiting: tuple[WaitingPool, ...] = (),
     ) -> None:
         self.number = next(_numbers)
         self.id = f"{_process}-{self.number}"
@@ -109,6 +112,7 @@ class RoutedCall:
         self.retries = retries
         self.credit = credit
         self.sink = sink
+        self.waiting = waiting
         self.nbytes = arguments.nbytes
         self.attempt = 1
         self.batch_cap = 0
@@ -141,4 +145,5 @@ class RoutedCall:
             timeout_s=self.timeout_s,
             batch_cap=self.batch_cap,
             credit=self.credit,
+            waiting=self.waiting,
         )

@@ -77,7 +77,8 @@ class Input:
 
     def context(self) -> CallContext:
         """What `current_call()` shows of this input."""
-        return CallContext(self.call.name, self.call.attempt, self.deadline, self.method.name)
+        call = self.call
+        return CallContext(call.name, call.attempt, self.deadline, self.method.name, _waiting=call.waiting)
 
 
 class Run:
@@ -321,6 +322,7 @@ class Engine:
                 deadline=max(limits) if len(limits) == len(deadlines) else None,
                 method=method.name,
                 inputs=tuple(contexts),
+                _waiting=tuple(dict.fromkeys(pool for c in contexts for pool in c._waiting)),
             )
             self.counters.count_batch(method.name, len(inputs))
             self._running_batches[method.name] = self._running_batches.get(method.name, 0) + 1
