@@ -178,7 +178,7 @@ def test_an_async_probe_finds_a_user_loop_that_is_blocked(
             return receipt
 
     calls = Burst(BlocksItsLoop().work.spawn, 4)
-    eventually(lambda: calls.done == 3, 10.0)  # those behind the one that blocks are served by the next worker
+    eventually(lambda: calls.done == 3, 30.0)  # those behind the one that blocks are served by the next worker
     (second,) = pids(app, "BlocksItsLoop")
     gate.open()
     outcomes = calls.outcomes()
@@ -213,8 +213,8 @@ def test_a_blocked_user_loop_stops_neither_sync_probes_nor_status_nor_cancelling
     running, behind, queued = (StillControlled().block.spawn() for _ in range(3))
     (blocked,) = eventually(lambda: [line for line in ledger.lines() if line.startswith("block")])
     probed = len(ledger.lines())
-    eventually(lambda: len(ledger.lines()) >= probed + 6, 5.0)
-    pool = eventually(lambda: (pool := app.status().pool("StillControlled")).running == 2 and pool, 5.0)
+    eventually(lambda: len(ledger.lines()) >= probed + 6)
+    pool = eventually(lambda: (pool := app.status().pool("StillControlled")).running == 2 and pool)
     (worker,) = pool.workers
     assert (pool.state, pool.queued, pool.restarts) == ("READY", 1, 0)
     assert (worker.state, worker.inflight, worker.probes[0].verdict) == ("READY", 2, "PASSED")
@@ -227,7 +227,7 @@ def test_a_blocked_user_loop_stops_neither_sync_probes_nor_status_nor_cancelling
     began = time.monotonic()
     app.stop()
     assert time.monotonic() - began < 8.0, "half a second of grace, no hooks, and the kill"
-    assert eventually(lambda: gone(int(blocked.split()[1])), 5.0)
+    assert eventually(lambda: gone(int(blocked.split()[1])))
 
 
 def test_five_time_outs_in_a_row_take_a_worker_out_of_traffic_for_a_while(
@@ -248,7 +248,7 @@ def test_five_time_outs_in_a_row_take_a_worker_out_of_traffic_for_a_while(
         first, second = serving(app, "OneIsSlow", 2)
         traffic.flow(20)
         slow.begin(first)
-        eventually(lambda: pids(app, "OneIsSlow", "UNREADY") == [first], 10.0)
+        eventually(lambda: pids(app, "OneIsSlow", "UNREADY") == [first])
         (worker,) = [worker for worker in app.status().pool("OneIsSlow").workers if worker.pid == first]
         assert worker.reason
         slow.end(first)
@@ -338,5 +338,5 @@ def test_a_sync_method_that_does_not_come_back_from_its_time_out_costs_the_worke
     (replaced,) = [event for event in events_of(app, "Wedged") if event.action == "replaced"]
     assert "timeout_s" in replaced.reason
     assert 5.0 < replaced.time.timestamp() - began < 8.0, "5 s at least, so that what is only late is let be"
-    assert eventually(lambda: gone(executions[0].pid), 10.0)
+    assert eventually(lambda: gone(executions[0].pid))
     assert app.status().pool("Wedged").restarts == 1
