@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import threading
 import time
 from typing import Any
 
@@ -97,28 +95,6 @@ def test_a_worker_killed_in_the_middle_of_a_batch_costs_no_input_that_may_be_ret
     assert app.status().pool("Batching").restarts == 1
 
 
-def test_what_a_worker_started_does_not_outlive_it(app: Any, ledger: Any, gone: Any, eventually: Any) -> None:
-    @app.cls(cpu=0.1, min_workers=1, max_workers=1)
-    class Parent:
-        @gw.on_enter()
-        def load(self) -> None:
-            loader = subprocess.Popen(["sleep", "600"], start_new_session=True)
-            ledger.write(str(loader.pid))
-
-        @gw.method()
-        def pid(self) -> int:
-            return os.getpid()
-
-    first = Parent().pid.remote()
-    os.kill(first, signal.SIGKILL)
-    serving(app, "Parent", 1, without=[first])
-    killed, alive = map(int, ledger.lines())
-    assert eventually(lambda: gone(killed), 5.0)
-    assert not gone(alive)
-    app.stop()
-    assert eventually(lambda: gone(alive), 5.0)
-
-
 def test_a_worker_that_was_killed_is_replaced_at_once_and_the_reason_is_kept(app: Any, eventually: Any) -> None:
     @app.cls(cpu=0.1, min_workers=1, max_workers=1)
     class Mortal:
@@ -137,33 +113,6 @@ def test_a_worker_that_was_killed_is_replaced_at_once_and_the_reason_is_kept(app
     (worker,) = pool.workers
     assert worker.restarts == pool.restarts == 1
     assert worker.id != death.worker
-
-
-def test_events_are_told_as_they_happen(app: Any, eventually: Any) -> None:
-    @app.cls(cpu=0.1, min_workers=1, max_workers=1)
-    class Followed:
-        @gw.method()
-        def pid(self) -> int:
-            return os.getpid()
-
-    pid = Followed().pid.remote()
-    seen: list[Any] = []
-
-    # `extend` puts each in as it comes: the iterator goes on as long as the app.
-    follower = threading.Thread(target=lambda: seen.extend(app.events()), daemon=True)
-    follower.start()
-    (worker,) = app.status().pool("Followed").workers
-    os.kill(pid, signal.SIGKILL)
-    death = eventually(lambda: next((event for event in seen if event.action == "crashed"), None), 5.0)
-    assert (death.pool, death.worker) == ("Followed", worker.id)
-    assert abs(death.time.timestamp() - time.time()) < 10.0
-    serving(app, "Followed", 1, without=[pid])
-    eventually(lambda: len(seen) >= len(app.status().events))
-    times = [event.time for event in seen]
-    assert times == sorted(times)
-    app.stop(drain=False)
-    follower.join(10.0)
-    assert not follower.is_alive(), "there is nothing to follow any more"
 
 
 def test_a_worker_that_crashes_at_every_call_is_held_back_and_the_others_serve_on(

@@ -9,7 +9,7 @@ import pytest
 
 import gworker as gw
 from tests.chaos.account import Book, Burst, Receipt, audit
-from tests.chaos.conftest import watched
+from tests.chaos.conftest import pool_when, watched
 
 pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
 
@@ -26,20 +26,15 @@ def test_a_burst_takes_a_pool_from_nothing_to_its_most_and_back_without_losing_a
                 time.sleep(0.05)
             return receipt
 
-    outcomes = []
-    workers: set[int] = set()
-    for first in (0, 300):  # the second time from nothing again
-        calls = Burst(Bursty().work.spawn, 300, first)
-        with watched(app, "Bursty") as seen:
-            outcomes += calls.outcomes()
-        three = set(book.starts()) - workers
-        workers |= three
-        assert len(three) == max(pool.ready for pool in seen) == 3
-        assert max(pool.desired for pool in seen) == 3
-        pool = eventually(lambda: not (pool := app.status().pool("Bursty")).workers and pool, 10.0)
-        assert (pool.desired, pool.ready, pool.restarts) == (0, 0, 0)
-    assert eventually(lambda: gone(*workers))
+    calls = Burst(Bursty().work.spawn, 300)
+    with watched(app, "Bursty") as seen:
+        outcomes = calls.outcomes()
     audit(book, outcomes)
+    three = book.starts()
+    assert len(three) == max(pool.ready for pool in seen) == max(pool.desired for pool in seen) == 3
+    pool = pool_when(app, "Bursty", lambda pool: not pool.workers, timeout_s=10.0)
+    assert (pool.desired, pool.ready, pool.restarts) == (0, 0, 0)
+    assert eventually(lambda: gone(*three))
 
 
 def test_a_class_that_calls_another_leaves_room_for_it(

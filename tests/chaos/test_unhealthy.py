@@ -313,7 +313,7 @@ def test_the_last_worker_is_used_however_many_of_its_calls_time_out(
 def test_a_sync_method_that_does_not_come_back_from_its_time_out_costs_the_worker(
     app: Any, book: Book, make_fault: Any, gone: Any, eventually: Any
 ) -> None:
-    @app.cls(cpu=0.1, max_workers=1, timeout_s=0.5, drain_timeout_s=0.2)
+    @app.cls(cpu=0.1, max_workers=1, timeout_s=0.3, drain_timeout_s=0.2)
     class Wedged:
         @gw.method()
         def work(self, number: int) -> Receipt:
@@ -321,7 +321,7 @@ def test_a_sync_method_that_does_not_come_back_from_its_time_out_costs_the_worke
                 if number == 0:
                     threading.Event().wait(120)
                 if number == 1:
-                    time.sleep(1.5)  # late, and no more than that
+                    time.sleep(0.6)  # late, and no more than that
             return receipt
 
     late, *_ = Burst(lambda _: Wedged().work.spawn(1), 1).outcomes()
