@@ -28,7 +28,8 @@ from typing_extensions import Never, dataclass_transform
 
 from gworker import context
 from gworker.control.controller import ControllerBoot, create_controller
-from gworker.errors import InvalidDefinition, PoolUnavailable
+from gworker.control.rollout import Phase, Progress
+from gworker.errors import InvalidDefinition, PoolUnavailable, StartupFailed
 from gworker.handle import Cls, define_pool
 from gworker.observe.events import Event
 from gworker.observe.status import AppStatus
@@ -236,16 +237,17 @@ class App:
 
     def _follow(self, client: AppClient) -> None:
         """Have the classes of this process stand for those that are deployed."""
-        deployed = client.generations()
-        for name, cls in self.classes.items():
-            cls.generation = deployed.get(name, cls.generation)
+        for cls in self.classes.values():
+            cls.generation = 0
         atexit.register(self._at_exit)
 
     def deploy(self) -> None:
         """Run the app apart from this process: its controller and workers stay, and other programs call it by name.
 
-        Returns once the floors of its classes are up; raises StartupFailed or Unschedulable where that cannot be. What
-        is deployed already under this name is replaced: new workers take over from those of the old definitions.
+        What is deployed already under this name is updated without failing a call: new workers come up first, then the
+        old ones drain; where there is no room for both, one is replaced at a time while calls wait. Returns once the
+        new version serves, with as many workers as the old one had, or the floors of its classes. Raises StartupFailed
+        when it does not become ready: then the version before it serves on.
         `gw.Cls.from_name(app, class)` gives the classes to other programs of the cluster; `stop()` ends the app.
         """
         if context.this_worker() is not None:
@@ -260,11 +262,24 @@ class App:
                 self.name,
             )
         controller = create_controller(self._boot(deployed=True))
-        ray.get(controller.deploy.remote({name: _deployable(cls) for name, cls in self.classes.items()}))
+        version: int = ray.get(controller.deploy.remote({name: _deployable(cls) for name, cls in self.classes.items()}))
         with self._lock:
             self._running = deployed_client(self.name)
             self._follow(self._running)
-        self._raise_floors(self._running)
+        self._wait_for_update(self._running, version)
+
+    def _wait_for_update(self, client: AppClient, version: int) -> None:
+        while True:
+            try:
+                progress: Progress = ray.get(client.controller.progress.remote(version))
+            except ActorUnavailableError:  # its replacement goes on with the update
+                time.sleep(CONTROLLER_BACK_S)
+                continue
+            if progress.phase is Phase.READY:
+                return
+            if progress.phase is Phase.FAILED:
+                raise StartupFailed(f"version {version} of the app {self.name!r} is not served: {progress.reason}")
+            log.info("%s: version %d: %s", self.name, version, progress.phase.value.lower())
 
     def _boot(self, *, deployed: bool) -> ControllerBoot:
         return ControllerBoot(
@@ -455,6 +470,8 @@ def _deployable(cls: Cls) -> DeployedClass:
         cls=cls.packed(),
         interface=pack(cls.spec.interface()),
         options=cls.spec.options,
+        max_inputs=cls.spec.max_inputs,
+        target_inputs=cls.spec.target_inputs,
         default_pool=default_pool,
     )
 

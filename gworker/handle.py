@@ -185,29 +185,21 @@ class DeployedCls(Cls):
     def __init__(self, app_name: str, class_name: str, *, changes: Mapping[str, Any] | None = None) -> None:
         super().__init__(DeployedApp(app_name), _Absent, {"name": class_name}, changes=changes)
         self.__qualname__ = class_name
-        self._looked_up: tuple[AppClient, DeployedClass, ClassSpec] | None = None
+        self._looked_up: tuple[AppClient, str, DeployedClass, ClassSpec] | None = None
 
     def _deployed(self) -> tuple[DeployedClass, ClassSpec]:
         client = self.app.client()
-        if self._looked_up is None or self._looked_up[0] is not client:
+        at = client.version
+        if self._looked_up is None or self._looked_up[:2] != (client, at):
             found = client.deployed_class(self.name)
             spec: ClassSpec = unpack(found.interface)
-            self._looked_up = (client, found, spec.with_options(**self.changes) if self.changes else spec)
-        return self._looked_up[1:]
+            self._looked_up = (client, at, found, spec.with_options(**self.changes) if self.changes else spec)
+        return self._looked_up[2:]
 
     @property
     def spec(self) -> ClassSpec:
         """What was deployed; asks the app at first use."""
         return self._deployed()[1]
-
-    @property
-    def generation(self) -> int:
-        """Which of the versions that were deployed one after another."""
-        return self._deployed()[0].generation
-
-    @generation.setter
-    def generation(self, value: int) -> None:
-        """Nothing: the app says which."""
 
     def packed(self) -> Payload:
         """The class as it was deployed."""

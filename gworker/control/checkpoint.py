@@ -16,18 +16,33 @@ from ray.experimental import internal_kv
 
 from gworker.control.pool import PoolRecord
 from gworker.observe.events import Event
-from gworker.router.membership import PoolDefinition, PoolKey
+from gworker.router.membership import DeployedClass, PoolDefinition, PoolKey
 
 _NAMESPACE = b"gworker"
 
 
 @dataclass(frozen=True)
+class UpdateRecord:
+    """An update on its way: its classes, and for each route its old and its new pool, and whether they are swapping."""
+
+    classes: Mapping[str, DeployedClass]
+    rollouts: Mapping[PoolKey, tuple[PoolKey | None, PoolKey, bool]]
+    removed: tuple[PoolKey, ...]
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """The state of a controller. `at` is when it was written, by the time of day: nothing else spans processes."""
+    """The state of a controller. `at` is when it was written, by the time of day: nothing else spans processes.
+
+    `routes` has the pools behind each key that routers know.
+    """
 
     at: float
     next_number: int
+    version: int
     pools: Mapping[PoolKey, PoolRecord]
+    routes: Mapping[PoolKey, list[PoolKey]]
+    update: UpdateRecord | None
     events: tuple[Event, ...]
 
 
@@ -45,7 +60,14 @@ class Journal:
 
     def write(self, checkpoint: Checkpoint) -> None:
         """Keep a checkpoint in place of the last one."""
-        changed = (checkpoint.next_number, tuple(_lasting(record) for record in checkpoint.pools.values()))
+        update = checkpoint.update
+        changed = (
+            checkpoint.next_number,
+            checkpoint.version,
+            None if update is None else dict(update.rollouts),
+            dict(checkpoint.routes),
+            tuple(_lasting(record) for record in checkpoint.pools.values()),
+        )
         if changed != self._written:
             self.write_value("state", checkpoint)
             self._written = changed
@@ -85,6 +107,7 @@ def _lasting(record: PoolRecord) -> Any:
     """What of a pool is worth writing down again: not that time has passed."""
     return (
         record.desired,
+        record.pinned,
         record.retired,
         record.failed_starts,
         record.has_served,
