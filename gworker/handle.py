@@ -140,7 +140,7 @@ class Cls:
         return issubclass(subclass, self.user_cls)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if _is_importable(self):
+        if importable_cls(self):
             return (_import, (self.user_cls.__module__, self.user_cls.__qualname__, self.generation, self.changes))
         return (_rebuild, (self.app, self.user_cls, self.given, self.generation, self.changes))
 
@@ -192,7 +192,10 @@ class DeployedCls(Cls):
         at = client.version
         if self._looked_up is None or self._looked_up[:2] != (client, at):
             found = client.deployed_class(self.name)
-            spec: ClassSpec = unpack(found.interface)
+            try:
+                spec: ClassSpec = unpack(found.interface)
+            except (ImportError, AttributeError):  # this program lacks the app's modules
+                spec = unpack(found.interface_by_value)
             self._looked_up = (client, at, found, spec.with_options(**self.changes) if self.changes else spec)
         return self._looked_up[2:]
 
@@ -330,7 +333,7 @@ def define_pool(cls: Cls, key: PoolKey, values: ParameterValues) -> PoolDefiniti
         key=key,
         cls=cls.packed(),
         worker_values=pack(dict(values.worker)),
-        options=spec.options,
+        options=spec.options.without_code(),
         max_inputs=spec.max_inputs,
         target_inputs=spec.target_inputs,
         floor_when_idle=values.worker_key == _default_worker_key(cls),
@@ -348,7 +351,7 @@ def _default_worker_key(cls: Cls) -> str | None:
 # --- how a class travels -----------------------------------------------------------------------------------------
 
 
-def _is_importable(cls: Cls) -> bool:
+def importable_cls(cls: Cls) -> bool:
     """Whether a worker can import the class, so that it, its enums and its exceptions are the same on both sides."""
     found = importable(cls.user_cls)
     return isinstance(found, Cls) and found.user_cls is cls.user_cls

@@ -13,7 +13,8 @@ import io
 import pickle
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import cloudpickle
@@ -97,6 +98,20 @@ def pack(value: Any) -> Payload:
     file = io.BytesIO()
     _Pickler(file, protocol=5, buffer_callback=keep_out).dump(value)
     return Payload(file.getvalue(), buffers)
+
+
+def pack_by_value(value: Any, modules: Iterable[ModuleType]) -> Payload:
+    """Pickle `value` for processes that cannot import these modules: their classes and functions travel by value."""
+    added = [
+        m for m in modules if m.__name__ != "__main__" and m.__name__ not in cloudpickle.list_registry_pickle_by_value()
+    ]
+    for module in added:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        return pack(value)
+    finally:
+        for module in added:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def importable(cls: type) -> Any:

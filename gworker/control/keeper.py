@@ -110,6 +110,7 @@ class Keeper:
             cls=definition.cls,
             worker_values=definition.worker_values,
             controller=self._house.controller,
+            code=definition.code,
             orphaned_s=self._house.orphaned_s,
         )
         return create_worker(boot, actor_options(definition.options) | self._house.actor_extra(self.worker.id))

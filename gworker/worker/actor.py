@@ -23,7 +23,9 @@ from typing import Any
 import ray
 
 from gworker import clock, context
+from gworker.code import use_code
 from gworker.probe import Probe, Verdict, verdict_of
+from gworker.router import deployment
 from gworker.spec import ClassSpec
 from gworker.wire import Payload, Up, decode, encode, pack_exception, unpack
 from gworker.worker.engine import Engine
@@ -55,7 +57,7 @@ MAX_OPEN_EXCHANGES = 3
 class WorkerBoot:
     """What a worker is made from. `cls` is the packed decorated class, `worker_values` its worker-scoped values.
 
-    `orphaned_s` is set for one that outlives its controller: see `ORPHANED_S`.
+    `code` names the code package of a deployed app. `orphaned_s` is set for one that outlives its controller: see `ORPHANED_S`.
     """
 
     app_name: str
@@ -64,6 +66,7 @@ class WorkerBoot:
     cls: Payload
     worker_values: Payload
     controller: Any
+    code: str = ""
     orphaned_s: float | None = None
 
 
@@ -207,6 +210,8 @@ class WorkerActor:
 
     def _load(self) -> tuple[ClassSpec, dict[str, Any]]:
         guard_this_process()
+        if self._boot.code:
+            use_code(deployment.stored_code(self._boot.app_name, self._boot.code))
         context.become_worker(
             context.WorkerProcess(self._boot.app_name, self._boot.pool, self._boot.controller, False, 0)
         )
