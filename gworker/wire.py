@@ -102,9 +102,8 @@ def pack(value: Any) -> Payload:
 
 def pack_by_value(value: Any, modules: Iterable[ModuleType]) -> Payload:
     """Pickle `value` for processes that cannot import these modules: their classes and functions travel by value."""
-    added = [
-        m for m in modules if m.__name__ != "__main__" and m.__name__ not in cloudpickle.list_registry_pickle_by_value()
-    ]
+    known = {"__main__", *cloudpickle.list_registry_pickle_by_value()}
+    added = list({module.__name__: module for module in modules if module.__name__ not in known}.values())
     for module in added:
         cloudpickle.register_pickle_by_value(module)
     try:

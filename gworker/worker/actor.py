@@ -57,7 +57,8 @@ MAX_OPEN_EXCHANGES = 3
 class WorkerBoot:
     """What a worker is made from. `cls` is the packed decorated class, `worker_values` its worker-scoped values.
 
-    `code` names the code package of a deployed app. `orphaned_s` is set for one that outlives its controller: see `ORPHANED_S`.
+    `code` names the code package of a deployed app. `orphaned_s` is set for one that outlives its controller: see
+    `ORPHANED_S`.
     """
 
     app_name: str
