@@ -32,7 +32,7 @@ def test_workers_killed_under_load_cost_no_call_that_may_be_retried(app: Any, bo
             victim, other = workers
             traffic.flow(20)
             os.kill(victim, signal.SIGKILL)
-            workers = serving(app, "Retried", 2, without=[victim], timeout_s=5.0)
+            workers = serving(app, "Retried", 2, without=[victim])
             assert other in workers
         traffic.flow(20)
         pool = app.status().pool("Retried")
@@ -95,7 +95,7 @@ def test_a_worker_killed_in_the_middle_of_a_batch_costs_no_input_that_may_be_ret
     assert app.status().pool("Batching").restarts == 1
 
 
-def test_a_worker_that_was_killed_is_replaced_at_once_and_the_reason_is_kept(app: Any, eventually: Any) -> None:
+def test_a_worker_that_was_killed_is_replaced_at_once_and_the_reason_is_kept(app: Any) -> None:
     @app.cls(cpu=0.1, min_workers=1, max_workers=1)
     class Mortal:
         @gw.method()
@@ -103,16 +103,17 @@ def test_a_worker_that_was_killed_is_replaced_at_once_and_the_reason_is_kept(app
             return os.getpid()
 
     first = Mortal().pid.remote()
-    began = time.monotonic()
     os.kill(first, signal.SIGKILL)
     assert Mortal().pid.with_options(retries=1).remote() != first
-    assert time.monotonic() - began < 5.0, "not at the next probe, not after a backoff"
-    (death,) = [event for event in events_of(app, "Mortal") if event.action == "crashed"]
-    assert "worker process has died" in death.reason
+    events = events_of(app, "Mortal")
+    (crash,) = [event for event in events if event.action == "crashed"]
+    *_, start = [event for event in events if event.action == "starting"]
+    assert "worker process has died" in crash.reason
+    assert (start.time - crash.time).total_seconds() < 1.0
     pool = pool_when(app, "Mortal", lambda pool: pool.ready == 1)
     (worker,) = pool.workers
     assert worker.restarts == pool.restarts == 1
-    assert worker.id != death.worker
+    assert crash.worker != start.worker == worker.id
 
 
 def test_a_worker_that_crashes_at_every_call_is_held_back_and_the_others_serve_on(
@@ -139,7 +140,7 @@ def test_a_worker_that_crashes_at_every_call_is_held_back_and_the_others_serve_o
             return receipt
 
     with Traffic(HalfBroken().work.spawn, callers=4) as traffic:
-        pool = pool_when(app, "HalfBroken", lambda pool: pool.state == "DEGRADED", timeout_s=25.0)
+        pool = pool_when(app, "HalfBroken", lambda pool: pool.state == "DEGRADED", timeout_s=60.0)
         assert sorted(worker.state for worker in pool.workers) == ["BACKOFF", "READY"]
         (held,) = [worker for worker in pool.workers if worker.state == "BACKOFF"]
         assert held.restarts == pool.restarts
@@ -216,7 +217,7 @@ def test_a_worker_that_is_stopped_in_its_tracks_is_found_by_its_liveness_probe_a
             frozen = first
             os.kill(first, signal.SIGSTOP)
             # Neither its process nor its connections end: nobody but the probe can tell.
-            (second,) = serving(app, "Frozen", 1, without=[first], timeout_s=15.0)
+            (second,) = serving(app, "Frozen", 1, without=[first], timeout_s=40.0)
             traffic.flow(20)
             if not gone(first):
                 os.kill(first, signal.SIGCONT)
