@@ -39,8 +39,7 @@ def find_controller(app_name: str) -> Any:
 
 def deployed_apps() -> list[str]:
     """The names of the apps that are deployed in this cluster."""
-    names = [a["name"] for a in list_named_actors(all_namespaces=True) if a["namespace"] == NAMESPACE]
-    return sorted(name.removeprefix("app/") for name in names if name.startswith("app/"))
+    return sorted(name.removeprefix("app/") for name in _names() if name.startswith("app/"))
 
 
 def find_worker(app_name: str, worker_id: str) -> Any:
@@ -55,10 +54,10 @@ def reap_workers(app_name: str, known: Collection[str]) -> list[str]:
     """Kill the workers of the app that are not `known`; their ids."""
     prefix = _worker_prefix(app_name)
     reaped = []
-    for actor in list_named_actors(all_namespaces=True):
-        worker_id = actor["name"].removeprefix(prefix)
-        if actor["namespace"] == NAMESPACE and actor["name"].startswith(prefix) and worker_id not in known:
-            if (found := _find(actor["name"])) is not None:
+    for name in _names():
+        worker_id = name.removeprefix(prefix)
+        if name.startswith(prefix) and worker_id not in known:
+            if (found := _find(name)) is not None:
                 ray.kill(found)
             reaped.append(worker_id)
     return reaped
@@ -94,6 +93,11 @@ def kv_key(app_name: str, name: str) -> bytes:
 def this_actor() -> Any:
     """The handle of the actor that asks."""
     return ray.get_runtime_context().current_actor
+
+
+def _names() -> list[str]:
+    found: Any = list_named_actors(all_namespaces=True)
+    return [actor["name"] for actor in found if actor["namespace"] == NAMESPACE]
 
 
 def _find(name: str) -> Any:

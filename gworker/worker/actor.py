@@ -314,14 +314,13 @@ class WorkerActor:
             return ProbeReport(Verdict.TIMED_OUT, latency_s, progressed, reason)
         (finished,) = done
         error = asyncio.CancelledError() if finished.cancelled() else finished.exception()
-        if error is not None:
-            if (fatal := why_fatal(error)) is not None and self._loop is not None:
-                self._loop.call_soon_threadsafe(self._trouble, "fatal", fatal)
-            raised = pack_exception(error)  # its own __str__ may raise
-            return ProbeReport(Verdict.FAILED, latency_s, progressed, f"raised {raised.type_name}: {raised.message}")
-        result = finished.result()
-        verdict = verdict_of(result)
-        return ProbeReport(verdict, latency_s, progressed, "" if verdict is Verdict.PASSED else f"returned {result!r}")
+        if error is None:
+            verdict, reason = await asyncio.to_thread(_what_was_returned, finished.result())
+            return ProbeReport(verdict, latency_s, progressed, reason)
+        fatal, reason = await asyncio.to_thread(_what_was_raised, error)
+        if fatal is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._trouble, "fatal", fatal)
+        return ProbeReport(Verdict.FAILED, latency_s, progressed, reason)
 
     @ray.method(concurrency_group="control")
     async def drain(self, grace_s: float) -> list[str]:
@@ -371,6 +370,24 @@ class WorkerActor:
             failed=counters.failed,
             batches=dict(counters.batches),
         )
+
+
+# The truth, the `repr` and the `str` of what a probe gives are user code: not for the loop that carries control.
+
+
+def _what_was_returned(result: Any) -> tuple[Verdict, str]:
+    verdict = verdict_of(result)
+    if verdict is Verdict.PASSED:
+        return verdict, ""
+    try:
+        return verdict, f"returned {result!r}"
+    except Exception as error:
+        return verdict, f"returned a {type(result).__name__} whose repr raises {type(error).__name__}"
+
+
+def _what_was_raised(error: BaseException) -> tuple[str | None, str]:
+    raised = pack_exception(error)
+    return why_fatal(error), f"raised {raised.type_name}: {raised.message}"
 
 
 def create_worker(boot: WorkerBoot, options: Mapping[str, Any]) -> Any:
