@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import html
 import importlib
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar, overload
 
 from gworker.bound import BoundGenerator, BoundMethod, CallOptions
 from gworker.errors import InvalidDefinition
@@ -20,6 +20,8 @@ from gworker.router.membership import DeployedClass, PoolDefinition, PoolKey
 from gworker.router.router import Router
 from gworker.spec import ClassSpec, compile_class
 from gworker.wire import Payload, importable, look_up, pack, unpack
+
+T = TypeVar("T")
 
 __all__ = ["BoundGenerator", "BoundMethod", "Cls", "Handle"]
 
@@ -113,12 +115,21 @@ class Cls:
         """The class as it travels to workers."""
         return pack(self)
 
+    @overload
     @staticmethod
-    def from_name(app_name: str, class_name: str) -> DeployedCls:
+    def from_name(app_name: str, class_name: str) -> DeployedCls: ...
+    @overload
+    @staticmethod
+    def from_name(app_name: str, class_name: str, *, like: type[T]) -> Callable[..., T]: ...
+    @staticmethod
+    def from_name(app_name: str, class_name: str, *, like: Any = None) -> Any:
         """A class of a deployed app, by name alone: `gw.Cls.from_name("inference-server", "Embedder")().embed`.
 
         Lazy: the app is looked up at the first use, in the Ray cluster that this process is attached to. That raises
         NotFound, naming what there is, when there is no such app or class.
+
+        `like` is for type checkers only: the class itself, or a Protocol whose methods are marked with `@gw.method()`.
+        What is called is what was deployed, and checks the arguments.
         """
         return DeployedCls(app_name, class_name)
 
