@@ -160,6 +160,7 @@ class Keeper:
             self.kill()
             pool.start_failed(worker, report.error, clock.now())
             return False
+        worker.direct = report.direct
         pool.started(worker, report.pid, report.node_id, clock.now(), adopted=adopted)
         self._house.changed(pool)
         for probe in pool.definition.options.probes:

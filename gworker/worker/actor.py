@@ -26,12 +26,14 @@ from gworker import clock, context
 from gworker.code import use_code
 from gworker.probe import Probe, Verdict, verdict_of
 from gworker.router import deployment
+from gworker.router.membership import DirectAddress
 from gworker.spec import ClassSpec
 from gworker.wire import Payload, Up, decode, encode, pack_exception, unpack
 from gworker.worker.engine import Engine
 from gworker.worker.execution import why_fatal
 from gworker.worker.guardian import guard_this_process
 from gworker.worker.lifecycle import Instance
+from gworker.worker.listener import DirectListener
 from gworker.worker.session import Session
 from gworker.worker.threads import UserThreads, run_on_own_thread
 
@@ -73,11 +75,15 @@ class WorkerBoot:
 
 @dataclass(frozen=True)
 class StartReport:
-    """What became of a start. `error` is the traceback of what `on_enter`, or loading the class, raised."""
+    """What became of a start. `error` is the traceback of what `on_enter`, or loading the class, raised.
+
+    `direct` is where the worker listens for the direct lane.
+    """
 
     pid: int
     node_id: str
     error: str | None = None
+    direct: DirectAddress | None = None
 
 
 @dataclass(frozen=True)
@@ -178,6 +184,7 @@ class WorkerActor:
         self._probes_running: dict[Probe, concurrent.futures.Future[Any]] = {}
         self._succeeded_at_probe: dict[Probe, int] = {}
         self._keepers: list[asyncio.Task[None]] = []
+        self._listener: DirectListener | None = None
 
     async def start(self) -> StartReport:
         """Load the class, make its instance, run on_enter, once; say what became of it, each time.
@@ -207,7 +214,8 @@ class WorkerActor:
             return StartReport(pid, node_id, "".join(traceback.format_exception(error)))
         self._engine = Engine(spec, self._instance, self._trouble)
         self._keepers.append(self._loop.create_task(self._keep_leases()))
-        return StartReport(pid, node_id)
+        self._listener = DirectListener(self._engine)
+        return StartReport(pid, node_id, direct=await self._listener.open())
 
     def _load(self) -> tuple[ClassSpec, dict[str, Any]]:
         guard_this_process()
@@ -344,13 +352,23 @@ class WorkerActor:
                 problems.append(f"{self._engine.held} inputs were still running after {grace_s:g} s")
             await self._settle()
         problems += await self._instance.leave()
+        if self._listener is not None:
+            self._listener.close()
         await self._settle()  # calls that came meanwhile have been refused; their routers must know before the kill
         return problems
 
     async def _settle(self) -> None:
         """What was said has left; wait for the routers to say that it has arrived. Bounded by Session.settled."""
-        while not all(line.session.settled for line in self._lines.values()):  # noqa: ASYNC110  # time settles too
+        while not self._is_settled():  # noqa: ASYNC110  # time settles too
             await asyncio.sleep(0.005)
+
+    def _is_settled(self) -> bool:
+        lines = all(line.session.settled for line in self._lines.values())
+        return lines and (self._listener is None or self._listener.settled)
+
+    async def listen(self) -> tuple[str, int] | None:
+        """Open a TCP port for routers of other nodes; its host and number, None where that cannot be."""
+        return None if self._listener is None else await self._listener.open_tcp()
 
     @ray.method(concurrency_group="control")
     async def settle(self) -> None:
