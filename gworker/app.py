@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 
 import ray
@@ -27,10 +27,11 @@ from ray.exceptions import ActorUnavailableError, RayError
 from typing_extensions import Never, dataclass_transform
 
 from gworker import context
+from gworker.code import pack_code
 from gworker.control.controller import ControllerBoot, create_controller
 from gworker.control.rollout import Phase, Progress
 from gworker.errors import InvalidDefinition, PoolUnavailable, StartupFailed
-from gworker.handle import Cls, define_pool
+from gworker.handle import Cls, define_pool, importable_cls
 from gworker.observe.events import Event
 from gworker.observe.status import AppStatus
 from gworker.options import Gpu
@@ -42,7 +43,7 @@ from gworker.router.client import ANSWER_S, AppClient, deployed_client
 from gworker.router.cluster import have_ray, is_ours_alone, started_here
 from gworker.router.membership import DeployedClass, PoolDefinition, PoolKey
 from gworker.router.router import EXPLAIN_AFTER_S
-from gworker.wire import pack
+from gworker.wire import pack, pack_by_value
 
 log = logging.getLogger("gworker")
 T = TypeVar("T")
@@ -262,7 +263,13 @@ class App:
                 self.name,
             )
         controller = create_controller(self._boot(deployed=True))
-        version: int = ray.get(controller.deploy.remote({name: _deployable(cls) for name, cls in self.classes.items()}))
+        modules = [sys.modules[cls.user_cls.__module__] for cls in self.classes.values() if importable_cls(cls)]
+        code = pack_code(modules)
+        if code is not None:
+            deployment.store_code(self.name, code)
+        digest = "" if code is None else code.digest
+        deployed = {name: _deployable(cls, digest, modules) for name, cls in self.classes.items()}
+        version: int = ray.get(controller.deploy.remote(deployed))
         with self._lock:
             self._running = deployed_client(self.name)
             self._follow(self._running)
@@ -460,7 +467,7 @@ def _has_defaults(cls: Cls) -> bool:
     return all(p.default is not MISSING for p in cls.spec.parameters.values())
 
 
-def _deployable(cls: Cls) -> DeployedClass:
+def _deployable(cls: Cls, code: str, modules: Sequence[ModuleType]) -> DeployedClass:
     default_pool: PoolDefinition | None = None
     if _has_defaults(cls):
         values = bind_parameters(cls.name, cls.spec.parameters, {})
@@ -469,7 +476,9 @@ def _deployable(cls: Cls) -> DeployedClass:
         name=cls.name,
         cls=cls.packed(),
         interface=pack(cls.spec.interface()),
-        options=cls.spec.options,
+        interface_by_value=pack_by_value(cls.spec.interface(), modules),
+        code=code,
+        options=cls.spec.options.without_code(),
         max_inputs=cls.spec.max_inputs,
         target_inputs=cls.spec.target_inputs,
         default_pool=default_pool,

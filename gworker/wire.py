@@ -13,7 +13,8 @@ import io
 import pickle
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import cloudpickle
@@ -99,6 +100,19 @@ def pack(value: Any) -> Payload:
     return Payload(file.getvalue(), buffers)
 
 
+def pack_by_value(value: Any, modules: Iterable[ModuleType]) -> Payload:
+    """Pickle `value` for processes that cannot import these modules: their classes and functions travel by value."""
+    known = {"__main__", *cloudpickle.list_registry_pickle_by_value()}
+    added = list({module.__name__: module for module in modules if module.__name__ not in known}.values())
+    for module in added:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        return pack(value)
+    finally:
+        for module in added:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
 def importable(cls: type) -> Any:
     """What another process finds where `cls` says it is defined; None where such classes travel by value."""
     module = sys.modules.get(cls.__module__)
@@ -145,8 +159,9 @@ def unpack(payload: Payload) -> Any:
 
 
 def _own(buffer: Any) -> Any:
-    # Always a copy: within one process the sender may still hold the memory, and Ray's object store is read-only.
-    return bytearray(buffer)
+    # A copy, unless the direct lane has read the buffer into memory of its own: within one process the sender may still
+    # hold it, and Ray's object store is read-only.
+    return buffer if isinstance(buffer, memoryview) and not buffer.readonly else bytearray(buffer)
 
 
 def encode(bundle: Up | Down | None) -> bytes | tuple[bytes, list[pickle.PickleBuffer]]:
@@ -364,7 +379,8 @@ class InOrder:
 
     def feed(self, sequence: int, bundle: Any) -> list[Any]:
         """The bundles that can be handled now that `bundle` has come, in order."""
-        self._early[sequence] = bundle
+        if sequence >= self._next:  # one that was sent again may be known
+            self._early[sequence] = bundle
         ready = []
         while self._next in self._early:
             ready.append(self._early.pop(self._next))

@@ -342,6 +342,8 @@ class Controller:
             self._board.forget(self._route_key(key))
         if self._journal is not None:
             self._journal.forget_definition(key)
+            in_use = {p.definition.code for p in self._pools.values()} | {c.code for c in self._deployed.values()}
+            deployment.drop_code(self._boot.app_name, in_use)
 
     def _fit_gpu(self, definition: PoolDefinition) -> tuple[PoolDefinition, str]:
         """Drop a GPU requirement that this machine cannot meet, where that is wanted."""

@@ -110,6 +110,7 @@ class Keeper:
             cls=definition.cls,
             worker_values=definition.worker_values,
             controller=self._house.controller,
+            code=definition.code,
             orphaned_s=self._house.orphaned_s,
         )
         return create_worker(boot, actor_options(definition.options) | self._house.actor_extra(self.worker.id))
@@ -159,6 +160,7 @@ class Keeper:
             self.kill()
             pool.start_failed(worker, report.error, clock.now())
             return False
+        worker.direct = report.direct
         pool.started(worker, report.pid, report.node_id, clock.now(), adopted=adopted)
         self._house.changed(pool)
         for probe in pool.definition.options.probes:

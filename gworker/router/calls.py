@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from gworker import clock
 from gworker.context import WaitingPool
+from gworker.errors import DeadlineExceeded, GWorkerError, PoolUnavailable
 from gworker.retries import Retries
 from gworker.wire import Failure, Payload, Submit, unpack_exception
 
@@ -130,6 +131,35 @@ class RoutedCall:
     def may_retry(self) -> bool:
         """Whether another attempt is allowed: some are left, and no item of a stream has been handed out."""
         return self.attempt <= self.retries.max_retries and self.items == 0
+
+    def past_deadline(self, no_worker: str | None) -> GWorkerError:
+        """The error of a call whose deadline passes now, saying where the time went. `no_worker` is why none serves."""
+        now = clock.now()
+        total_s = now - self.submitted_at
+        if self.link is not None:
+            spent = f"{self.sent_at - self.submitted_at:.3g} s queued, {now - self.sent_at:.3g} s in a worker"
+            return DeadlineExceeded(
+                f"{self.label} passed its deadline_s after {total_s:.3g} s: {spent} (attempt {self.attempt})",
+                limit="deadline_s",
+                where="worker",
+            )
+        if self.last_failure is not None and not self.queued:
+            last = self.last_failure
+            return DeadlineExceeded(
+                f"{self.label} passed its deadline_s after {total_s:.3g} s, while it waited to begin attempt "
+                f"{self.attempt}; the one before had ended with {last.type_name}: {last.message}",
+                limit="deadline_s",
+                where="between attempts",
+            )
+        if no_worker is not None and not self.reached_worker:
+            return PoolUnavailable(
+                f"{self.label} passed its deadline_s after {total_s:.3g} s without a worker: {no_worker}"
+            )
+        return DeadlineExceeded(
+            f"{self.label} passed its deadline_s after {total_s:.3g} s in the queue: every worker was busy",
+            limit="deadline_s",
+            where="queue",
+        )
 
     def message(self) -> Submit:
         """The call as it is sent now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from gworker.deaths import death_reason
 from gworker.errors import GWorkerError, NotFound, PoolUnavailable
 from gworker.router import deployment
 from gworker.router.cluster import attach
+from gworker.router.direct import DirectLane
 from gworker.router.lanes import Lane, RayLane
 from gworker.router.loop import io_loop
 from gworker.router.membership import Demand, DeployedClass, PoolDefinition, PoolKey, PoolView, WorkerView
@@ -109,7 +111,28 @@ class AppClient:
 
     def make_lane(self, worker: WorkerView, session: str, link: Link) -> Lane:
         """See PoolSource."""
-        return RayLane(self._loop, worker.actor, session, worker.capacity, link, ray.is_initialized)
+
+        def by_ray() -> Lane:
+            return RayLane(self._loop, worker.actor, session, worker.capacity, link, ray.is_initialized)
+
+        async def ask_tcp() -> tuple[str, int] | None:
+            if not ray.is_initialized():
+                return None
+            found: tuple[str, int] | None = await worker.actor.listen.remote()
+            return found
+
+        if worker.direct is None or os.environ.get("GWORKER_LANE") == "ray":
+            return by_ray()
+        return DirectLane(
+            self._loop,
+            worker.direct,
+            session,
+            worker.capacity,
+            link,
+            same_node=worker.direct.node_id == _node_id(),
+            ask_tcp=ask_tcp,
+            fall_back=by_ray,
+        )
 
     @property
     def unfinished(self) -> int:
@@ -135,6 +158,11 @@ class AppClient:
             routers = list(self._routers.values())
         for router in routers:
             router.close(reason)
+
+
+def _node_id() -> str:
+    found: str = ray.get_runtime_context().get_node_id()
+    return found
 
 
 _clients: dict[str, AppClient] = {}

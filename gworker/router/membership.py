@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gworker.errors import GWorkerError
@@ -36,13 +36,30 @@ class PoolState(str, enum.Enum):
 
 
 @dataclass(frozen=True)
+class DirectAddress:
+    """Where a worker listens for the direct lane, and the secret that routers prove to know.
+
+    `path` is a Unix socket on the node `node_id`; routers of other nodes ask the worker for a TCP port.
+    """
+
+    node_id: str
+    path: str
+    pid: int
+    secret: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class WorkerView:
-    """A worker as routers see it. `capacity` is its `max_inputs`; only a `ready` one is sent new inputs."""
+    """A worker as routers see it. `capacity` is its `max_inputs`; only a `ready` one is sent new inputs.
+
+    `direct` is None for one that can be reached by actor calls only.
+    """
 
     id: str
     actor: Any
     capacity: int
     ready: bool
+    direct: DirectAddress | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +105,7 @@ class PoolDefinition:
     """What a controller needs to know to keep a pool: the packed class and values, and the compiled numbers.
 
     `floor_when_idle` is False for one of many sets of worker-scoped values: its workers all go when nobody needs it.
+    `code` names the code package of a deployed app, empty where there is none.
     """
 
     key: PoolKey
@@ -97,19 +115,23 @@ class PoolDefinition:
     max_inputs: int
     target_inputs: int
     floor_when_idle: bool = True
+    code: str = ""
 
 
 @dataclass(frozen=True)
 class DeployedClass:
     """A class as it was deployed: what makes it in a worker, and what a caller has to know of it.
 
-    `interface` is the packed `ClassSpec` without the class. `default_pool` is the pool of its default values, None
-    where there are none. `generation` is the version of the app that it belongs to.
+    `interface` is the packed `ClassSpec` without the class, `interface_by_value` the same for callers that lack the
+    app's modules. `code` names the code package that `cls` needs. `default_pool` is the pool of its default values,
+    None where there are none. `generation` is the version of the app that it belongs to.
     """
 
     name: str
     cls: Payload
     interface: Payload
+    interface_by_value: Payload
+    code: str
     options: Options
     max_inputs: int
     target_inputs: int
@@ -125,6 +147,7 @@ class DeployedClass:
             definition,
             key=replace(definition.key, generation=self.generation),
             cls=self.cls,
+            code=self.code,
             options=definition.options if definition.key.variant else self.options,
             max_inputs=self.max_inputs,
             target_inputs=self.target_inputs,

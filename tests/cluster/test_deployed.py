@@ -6,6 +6,8 @@ import contextlib
 import functools
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -361,6 +363,91 @@ def actions_of(app: Any) -> list[str]:
     with contextlib.suppress(ray.exceptions.RayError):
         return [event.action for event in app.status().events]
     return []
+
+
+# --- code --------------------------------------------------------------------------------------------------------
+
+SERVER = """
+import enum, os
+import gworker as gw
+import helper
+
+class Mode(enum.Enum):
+    LOUD = "loud"
+    QUIET = "quiet"
+
+app = gw.App({name!r})
+
+@app.cls(cpu=0.1, min_workers=1)
+class Greeter:
+    mode: Mode = gw.parameter(default=Mode.QUIET)
+
+    @gw.method()
+    def greet(self, who: str) -> str:
+        from helper import greeting
+        text = greeting(who)
+        return text.upper() if self.mode.value == "loud" else text
+
+    @gw.method()
+    def where(self) -> tuple[int, str]:
+        return os.getpid(), helper.__file__
+"""
+
+
+def folder_of_code(tmp_path: Any, name: str, greeting: str) -> Any:
+    """A program in a folder of its own: a module with the app, one that it imports, one that deploys it."""
+    folder = tmp_path / "program"
+    folder.mkdir(exist_ok=True)
+    (folder / "server.py").write_text(SERVER.format(name=name))
+    (folder / "helper.py").write_text(f"def greeting(who):\n    return {greeting!r} + who\n")
+    (folder / "deploying.py").write_text("from server import app\napp.deploy()\n")
+    return folder
+
+
+def test_importable_code_travels_with_the_version_and_callers_need_not_have_it(
+    app: Any, tmp_path: Any, address: str, script: Any, run_python: Any, pids: Any, eventually: Any
+) -> None:
+    folder = folder_of_code(tmp_path, app.name, "hello ")
+    run_python(folder / "deploying.py", address)
+    for file in folder.iterdir():
+        if file.suffix == ".py":
+            file.unlink()  # what runs does not depend on the files any more
+    calling = script(
+        f"""
+        import gworker as gw
+        Greeter = gw.Cls.from_name({app.name!r}, "Greeter")
+        print(Greeter().greet.remote("ada"), "|", Greeter(mode="loud").greet.remote(who="ada"))
+        try:
+            Greeter(mode="silent")
+        except gw.InvalidDefinition as error:
+            print(error)
+        """,
+        address,
+    )
+    assert calling.wait() == 0, calling.err
+    assert calling.out.splitlines()[0] == "hello ada | HELLO ADA"
+    assert "'loud' or 'quiet'" in calling.out, "parameters are checked without the app's modules, too"
+    greeter = gw.Cls.from_name(app.name, "Greeter")
+    pid, where = greeter().where.remote()
+    assert str(folder) not in where
+    # A worker that is restarted after the files have changed runs the version that was deployed.
+    folder_of_code(tmp_path, app.name, "goodbye ")
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: (now := pids(app, "Greeter")) and now != [pid])
+    assert greeter().greet.remote("ada") == "hello ada"
+    run_python(folder / "deploying.py", address)
+    assert greeter().greet.remote("ada") == "goodbye ada"
+
+
+@pytest.fixture
+def run_python() -> Callable[..., None]:
+    """Runs a file in its own folder to its end, attached to a Ray."""
+
+    def run(file: Any, address: str) -> None:
+        environment = {**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": os.getcwd()}
+        subprocess.run([sys.executable, file.name], cwd=file.parent, env=environment, check=True, timeout=60)
+
+    return run
 
 
 # --- a controller that dies ----------------------------------------------------------------------------------------

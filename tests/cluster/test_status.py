@@ -142,7 +142,7 @@ def test_showing_things_starts_nothing_and_asks_nobody(make_app: Any, monkeypatc
         "0.5",
         "A100",
         "health",
-        "95",  # seconds until a failure is told: 3 periods of 30 s and the time-out of 5 s
+        "125",  # seconds until a fault is told: 4 periods of 30 s, one of them excused, and the time-out of 5 s
     ):
         assert words in described, described
     assert described.count("on_enter") == described.count("on_exit") == 1
