@@ -236,20 +236,21 @@ class Pool:
             elif not serves:
                 worker.reason = worker.health.why(now)
         ready = [w.slot for w in self.workers.values() if w.state is WorkerState.READY]
-        self.kills.settle(self.workers, ready, self.slots)
+        whole = self.retired or len(ready) >= self.autoscaler.desired
+        self.kills.settle(self.workers, ready, self.slots, whole=whole)
 
     def _replacements(self) -> list[Stop]:
         return [self._stop(w, w.replace_because, failed=True) for w in self._serving() if w.replace_because]
 
     def _kills(self, now: float) -> list[Stop]:
         """Replace workers that failed their liveness probe, the first to fail first, as many as may be at once."""
+        period_s = max((p.period_s for p in self.definition.options.probes if p.kind == "liveness"), default=0.0)
+        if not period_s:
+            return []
         condemned = sorted(
             (w for w in self._serving() if w.health.condemned), key=lambda w: (w.health.condemned_at or now, w.number)
         )
-        if not condemned:
-            return []
-        period_s = max(p.period_s for p in self.definition.options.probes if p.kind == "liveness")
-        count = self.kills.allowance(len(self.slots), period_s, now)
+        count = self.kills.allowance(len(self.slots), period_s, now, condemned=len(condemned))
         stops = []
         for worker in condemned[:count]:
             self.kills.kill(worker.id, worker.slot)
