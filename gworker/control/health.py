@@ -28,6 +28,7 @@ class Health:
         self.latest: dict[Probe, ProbeStatus] = {}
         self.condemned_at: float | None = None
         self._states = {probe: ProbeState(probe) for probe in probes}
+        self._denied: set[Probe] = set()
         self._errors: dict[str, int] = {}
         self._ejected_until = float("-inf")
         self._ejections = 0
@@ -37,6 +38,10 @@ class Health:
         """Count a verdict. False if it made the probe fail for good, True if it passes again, None if neither."""
         self.latest[probe] = ProbeStatus(probe.method, probe.kind, verdict.name, latency_s * 1000.0, reason)
         change = self._states[probe].record(verdict)
+        if verdict is Verdict.FAILED:
+            self._denied.add(probe)
+        elif verdict is Verdict.PASSED and self._states[probe].healthy:
+            self._denied.discard(probe)
         if not self._failing("liveness"):
             self.condemned_at = None
         elif self.condemned_at is None:
@@ -69,8 +74,8 @@ class Health:
 
     @property
     def said_no(self) -> bool:
-        """Whether a probe of it failed by an answer, not by silence."""
-        return any(not s.healthy and s.last is Verdict.FAILED for s in self._states.values())
+        """Whether a probe that fails has answered so, and not only with silence, since it last was well."""
+        return any(not self._states[probe].healthy for probe in self._denied)
 
     @property
     def condemned(self) -> bool:
