@@ -108,10 +108,13 @@ class Pool:
 
     def report(self, router: str, demand: Demand, now: float) -> None:
         """A router says what it needs, which workers have its inputs, and which gave it system errors in a row."""
-        for worker_id, in_a_row in demand.errors:
+        told = dict(demand.errors)
+        if router in self._demands:  # what it does not repeat has ended
+            told = {**dict.fromkeys((worker_id for worker_id, _ in self._demands[router][0].errors), 0), **told}
+        for worker_id, in_a_row in told.items():
             worker = self.workers.get(worker_id)
             if worker is not None and worker.serving and worker.health.count_errors(router, in_a_row, now):
-                self._on_event(worker_id, "ejected", worker.health.why(now))
+                self._on_event(worker_id, "ejected", worker.health.why_ejected)
         if demand.idle:
             self._demands.pop(router, None)
         else:
