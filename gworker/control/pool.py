@@ -100,6 +100,7 @@ class Pool:
         self._now = now
         self._demands: dict[str, tuple[Demand, float]] = {}
         self._used_at = now
+        self._hears_all_at = now
         self._panicking = False
         self._told_desired = self.autoscaler.desired
         self._told_state = PoolState.READY
@@ -273,12 +274,15 @@ class Pool:
         return Stop(worker.id, reason)
 
     def _desired(self, demand: Demand, now: float) -> int:
+        # A restored pool has yet to hear what the routers need: until then nothing is let go.
+        deaf = now < self._hears_all_at
         if self.retired:
             # What was called before the new definition is still served, by as few workers as there are.
             # One is started only for calls that wait: those that run, or ran a moment ago, need none.
             counted = sum(self._counts(slot, now) for slot in self.slots.values())
-            return 0 if demand.idle else max(int(demand.queued > 0), counted)
-        desired = self.autoscaler.tick(demand.queued + demand.running, now)
+            return 0 if demand.idle and not deaf else max(int(demand.queued > 0), counted)
+        at_least = self.autoscaler.desired if deaf else 0
+        desired = self.autoscaler.tick(demand.queued + demand.running, now, at_least=at_least)
         if desired != self._told_desired:
             action = "scaled up" if desired > self._told_desired else "scaled down"
             why = f"from {self._told_desired} to {desired}: {demand.queued} queued, {demand.running} running"
@@ -490,6 +494,7 @@ class Pool:
 
     def restore(self, record: PoolRecord, elapsed_s: float, now: float) -> None:
         """Go on from what was written down `elapsed_s` seconds ago. The workers are as yet only said to be there."""
+        self._hears_all_at = now + DEMAND_EXPIRES_S
         self.autoscaler.desired = self._told_desired = record.desired
         self.retired = record.retired
         self.slots = {s.number: Slot.restored(s, elapsed_s, now) for s in record.slots}
