@@ -52,7 +52,10 @@ class PoolRecord:
     retired: bool
     slots: tuple[SlotRecord, ...]
     workers: tuple[WorkerRecord, ...]
+    kills: tuple[tuple[str, int], ...]
+    restarts: int
     failed_starts: int
+    next_try_s: float
     has_served: bool
     last_error: str | None
 
@@ -133,8 +136,10 @@ class Pool:
 
     def started(self, worker: Worker, pid: int, node_id: str, now: float, *, adopted: bool = False) -> None:
         """A worker finished its on_enter hooks; long ago, where it was `adopted`."""
-        worker.pid, worker.node_id, worker.pending = pid, node_id, ""
-        worker.state, worker.ready_since = WorkerState.READY, now
+        worker.pid, worker.node_id, worker.pending, worker.reason = pid, node_id, "", ""
+        worker.state = WorkerState.READY
+        if worker.ready_since is None:
+            worker.ready_since = now
         self.unschedulable = ""
         self.hope.start_succeeded()
         self._on_event(
@@ -149,6 +154,9 @@ class Pool:
 
     def start_failed(self, worker: Worker, error: str, now: float) -> None:
         """A worker did not come up."""
+        if worker.ready_since is not None:  # it had, for an earlier controller, and is gone since
+            self.lost(worker, error, now)
+            return
         self._remove(worker, "its start failed")
         self._slot_failed(worker, (error.strip().splitlines() or ["it failed to start"])[-1], now)
         self.hope.start_failed(error, now)
@@ -487,7 +495,10 @@ class Pool:
             retired=self.retired,
             slots=tuple(slot.record(now) for slot in self.slots.values()),
             workers=tuple(record_of(worker, now) for worker in self.workers.values()),
+            kills=tuple(self.kills.open.items()),
+            restarts=self.restarts,
             failed_starts=self.hope.failed_starts,
+            next_try_s=self.hope.next_try_at - now,
             has_served=self.hope.has_served,
             last_error=self.hope.last_error,
         )
@@ -497,10 +508,13 @@ class Pool:
         self._hears_all_at = now + DEMAND_EXPIRES_S
         self.autoscaler.desired = self._told_desired = record.desired
         self.retired = record.retired
-        self.slots = {s.number: Slot.restored(s, elapsed_s, now) for s in record.slots}
+        self.slots = {s.number: Slot.restored(s, elapsed_s, now, self._rng) for s in record.slots}
         probes = self.definition.options.probes
         self.workers = {w.id: restored_worker(w, probes, elapsed_s, now) for w in record.workers}
+        for worker_id, slot in record.kills:
+            self.kills.kill(worker_id, slot)
         self.hope.failed_starts = record.failed_starts
+        self.hope.next_try_at = now + record.next_try_s - elapsed_s
         self.hope.has_served = record.has_served
         self.hope.last_error = record.last_error
-        self.restarts = sum(slot.restarts for slot in self.slots.values())
+        self.restarts = record.restarts

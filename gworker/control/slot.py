@@ -69,9 +69,9 @@ class Slot:
         )
 
     @classmethod
-    def restored(cls, record: SlotRecord, elapsed_s: float, now: float) -> Slot:
+    def restored(cls, record: SlotRecord, elapsed_s: float, now: float, rng: random.Random | None = None) -> Slot:
         """The slot that was written down `elapsed_s` seconds ago."""
-        slot = cls(record.number)
+        slot = cls(record.number, rng)
         slot.worker_id = record.worker_id
         slot.restarts = record.restarts
         slot.reason = record.reason

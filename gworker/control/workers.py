@@ -81,6 +81,7 @@ class WorkerRecord:
     number: int
     slot: int
     age_s: float
+    ready_s: float | None
     state: WorkerState
     reason: str
     pid: int | None
@@ -94,6 +95,7 @@ def record_of(worker: Worker, now: float) -> WorkerRecord:
         number=worker.number,
         slot=worker.slot,
         age_s=now - worker.created,
+        ready_s=None if worker.ready_since is None else now - worker.ready_since,
         state=worker.state,
         reason=worker.reason,
         pid=worker.pid,
@@ -113,4 +115,5 @@ def restored_worker(record: WorkerRecord, probes: Iterable[Probe], elapsed_s: fl
         reason=record.reason,
         pid=record.pid,
         node_id=record.node_id,
+        ready_since=None if record.ready_s is None else now - elapsed_s - record.ready_s,
     )
