@@ -224,6 +224,7 @@ class Pool:
         self._grow(desired, now)
         if desired == 0 and not self.slots:
             self.hope.begin_anew()
+            self.unschedulable = ""
         starts = self._starts(now)
         self.refresh(now)
         return [*stops, *starts]

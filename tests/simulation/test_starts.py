@@ -126,3 +126,19 @@ def test_a_start_that_takes_too_long_has_failed() -> None:
     assert "startup_timeout_s" in str(simulation.pool.view.failure)
     simulation.run(60)
     assert not simulation.processes
+
+
+def test_what_could_not_be_placed_is_forgotten_with_the_demand_for_it() -> None:
+    simulation = Simulation(capacity=0, scaledown_window_s=10)
+    simulation.lacking = "needs GPU A100 x1; this cluster has none"
+    router = simulation.router()
+    router.submit()
+    simulation.run(5)
+    assert simulation.outcomes == {"Unschedulable": 1}
+    simulation.run(30)
+    assert not simulation.pool.slots
+    simulation.lacking = None
+    simulation.cluster.resize(1)
+    router.submit()
+    simulation.run(10)
+    assert simulation.outcomes == {"Unschedulable": 1, "result": 1}, "a node has come meanwhile"
