@@ -38,6 +38,7 @@ class Health:
         self.latest: dict[Probe, ProbeStatus] = {}
         self.condemned_at: float | None = None
         self._states = {probe: ProbeState(probe) for probe in probes}
+        self._failing: dict[Probe, None] = {}
         self._denied: set[Probe] = set()
         self._rows: dict[str, _Row] = {}
         self._ejected_until = float("-inf")
@@ -48,11 +49,15 @@ class Health:
         """Count a verdict. False if it made the probe fail for good, True if it passes again, None if neither."""
         self.latest[probe] = ProbeStatus(probe.method, probe.kind, verdict.name, latency_s * 1000.0, reason)
         change = self._states[probe].record(verdict)
+        if change is False:
+            self._failing[probe] = None
+        elif change is True:
+            del self._failing[probe]
         if verdict is Verdict.FAILED:
             self._denied.add(probe)
-        elif verdict is Verdict.PASSED and self._states[probe].healthy:
+        elif verdict is Verdict.PASSED and probe not in self._failing:
             self._denied.discard(probe)
-        if not self._failing("liveness"):
+        if self.condemning is None:
             self.condemned_at = None
         elif self.condemned_at is None:
             self.condemned_at = now
@@ -87,12 +92,12 @@ class Health:
 
     def serves(self, now: float) -> bool:
         """Whether it is to be sent inputs."""
-        return not self.ejected(now) and all(state.healthy for state in self._states.values())
+        return not self._failing and not self.ejected(now)
 
     @property
     def said_no(self) -> bool:
         """Whether a probe that fails has answered so, and not only with silence, since it last was well."""
-        return any(not self._states[probe].healthy for probe in self._denied)
+        return any(probe in self._denied for probe in self._failing)
 
     @property
     def condemned(self) -> bool:
@@ -102,21 +107,18 @@ class Health:
     @property
     def condemning(self) -> Probe | None:
         """The liveness probe that failed."""
-        return next(iter(self._failing("liveness")), None)
+        return next((probe for probe in self._failing if probe.kind == "liveness"), None)
 
     def why(self, now: float) -> str:
         """Why it does not serve, in words; empty if it does."""
-        for kind in ("liveness", "readiness"):
-            for probe in self._failing(kind):
-                seen = self.latest.get(probe)
-                detail = f": {seen.reason}" if seen is not None and seen.reason else ""
-                return f"{kind} probe {probe.method} failed {probe.failures} times{detail}"
+        if self._failing:
+            probe = self.condemning or next(iter(self._failing))
+            seen = self.latest.get(probe)
+            detail = f": {seen.reason}" if seen is not None and seen.reason else ""
+            return f"{probe.kind} probe {probe.method} failed {probe.failures} times{detail}"
         return self.why_ejected if self.ejected(now) else ""
 
     @property
     def why_ejected(self) -> str:
         """Why passive health took it out of the routing, and for how long."""
         return f"{ERRORS_IN_A_ROW} system errors in a row: out of the routing for {self._ejection_s:g} s"
-
-    def _failing(self, kind: str) -> list[Probe]:
-        return [probe for probe, state in self._states.items() if probe.kind == kind and not state.healthy]

@@ -315,9 +315,11 @@ class Pool:
 
     def _shrink(self, desired: int, now: float) -> list[Stop]:
         """Let go what is too much: places without a worker first, then those that do not serve, idle ones, new ones."""
-        inflight = self.inflight()
         counted = [slot for slot in self.slots.values() if self._counts(slot, now)]
-        going = sorted(counted, key=lambda slot: self._keeping(slot, inflight))[: max(0, len(counted) - desired)]
+        going = []
+        if len(counted) > desired:
+            inflight = self.inflight()
+            going = sorted(counted, key=lambda slot: self._keeping(slot, inflight))[: len(counted) - desired]
         going += self._replaced_unready(counted, desired, now)
         stops = []
         for slot in going:

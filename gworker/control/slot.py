@@ -53,6 +53,8 @@ class Slot:
 
     def held(self, now: float) -> bool:
         """Whether it has restarted so often lately that it is tried at the longest intervals only."""
+        if len(self._recent) < INTENSITY:
+            return False
         self._recent = [at for at in self._recent if now - at < PERIOD_S]
         return len(self._recent) >= INTENSITY
 

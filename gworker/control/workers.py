@@ -23,6 +23,9 @@ class WorkerState(str, enum.Enum):
     BACKOFF = "BACKOFF"
 
 
+_SERVING = (WorkerState.READY, WorkerState.UNREADY)
+
+
 @dataclass
 class Worker:
     """One worker. `pending` says what it waits for while Ray cannot place it; `slot` is its place in the pool.
@@ -56,7 +59,7 @@ class Worker:
     @property
     def serving(self) -> bool:
         """Whether it has come up and is not on its way out."""
-        return self.state in (WorkerState.READY, WorkerState.UNREADY)
+        return self.state in _SERVING
 
     def status(self, now: float, *, inflight: int, restarts: int) -> WorkerStatus:
         """The worker as people see it."""
