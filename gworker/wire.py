@@ -13,12 +13,16 @@ import io
 import pickle
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import cloudpickle
 
 from gworker.errors import DeadlineExceeded, RemoteError, RemoteTraceback
+
+if TYPE_CHECKING:
+    from gworker.context import WaitingPool
 
 # Below this size a buffer is cheaper inside the pickle than as an object of its own.
 INLINE_BUFFER_BYTES = 4096
@@ -94,6 +98,19 @@ def pack(value: Any) -> Payload:
     file = io.BytesIO()
     _Pickler(file, protocol=5, buffer_callback=keep_out).dump(value)
     return Payload(file.getvalue(), buffers)
+
+
+def pack_by_value(value: Any, modules: Iterable[ModuleType]) -> Payload:
+    """Pickle `value` for processes that cannot import these modules: their classes and functions travel by value."""
+    known = {"__main__", *cloudpickle.list_registry_pickle_by_value()}
+    added = list({module.__name__: module for module in modules if module.__name__ not in known}.values())
+    for module in added:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        return pack(value)
+    finally:
+        for module in added:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def importable(cls: type) -> Any:
@@ -244,7 +261,10 @@ def unpack_exception(failure: Failure) -> BaseException:
 
 
 class Submit(NamedTuple):
-    """Router to worker: run this input. `call_id` is the router's own number, `name` the public id of the call."""
+    """Router to worker: run this input. `call_id` is the router's own number, `name` the public id of the call.
+
+    `waiting` are the pools that wait for it, and so cannot serve it where a worker is all they have.
+    """
 
     call_id: int
     name: str
@@ -257,6 +277,7 @@ class Submit(NamedTuple):
     timeout_s: float | None
     batch_cap: int
     credit: int
+    waiting: tuple[WaitingPool, ...] = ()
 
 
 class Cancel(NamedTuple):

@@ -37,6 +37,11 @@ class Autoscaler:
         self._needs: deque[tuple[float, int]] = deque()
         self.desired = policy.min_workers if policy.floor_when_idle else 0
 
+    def begin_at(self, size: int) -> None:
+        """Go on from a size that something else decided; what was needed before counts no more."""
+        self._needs.clear()
+        self.desired = size
+
     def need(self, demand: int) -> int:
         """Workers for `demand` inputs, were it to stay."""
         policy = self._policy

@@ -46,9 +46,13 @@ class Stop:
 
 @dataclass(frozen=True)
 class PoolRecord:
-    """A pool as it is written down; its definition stands elsewhere, because it never changes."""
+    """A pool as it is written down; its definition stands elsewhere, because it never changes.
+
+    `pinned` is a size that an update keeps it at, None where it follows the demand.
+    """
 
     desired: int
+    pinned: int | None
     retired: bool
     slots: tuple[SlotRecord, ...]
     workers: tuple[WorkerRecord, ...]
@@ -74,7 +78,6 @@ class Pool:
         *,
         on_event: Callable[[str, str, str], object] = _unheard,
         rng: random.Random | None = None,
-        epoch: str = "",
     ) -> None:
         options = definition.options
         self.definition = definition
@@ -95,9 +98,10 @@ class Pool:
         self.restarts = 0
         self.notice = ""
         self.retired = False
+        self.pinned: int | None = None
         self.unschedulable = ""
         self.closing = ""
-        self.view = PoolView(version=0, state=PoolState.SCALING, workers=(), epoch=epoch)
+        self.view = PoolView(version=0, state=PoolState.SCALING, workers=())
         self._on_event = on_event
         self._rng = rng
         self._now = now
@@ -105,6 +109,7 @@ class Pool:
         self._used_at = now
         self._hears_all_at = now
         self._panicking = False
+        self._going_because = "replaced by a new definition"
         self._told_desired = self.autoscaler.desired
         self._told_state = PoolState.READY
 
@@ -196,6 +201,18 @@ class Pool:
         worker.state, worker.reason = WorkerState.STOPPED, worker.reason or reason
         self.workers.pop(worker.id, None)
 
+    def retire(self, reason: str) -> None:
+        """Another definition has taken its place: it serves what it was given, and goes."""
+        self.retired, self._going_because, self.pinned = True, reason, None
+        self._demands.clear()
+
+    def unpin(self) -> None:
+        """Follow the demand again, from the size that it has."""
+        if self.pinned is not None:
+            self.autoscaler.begin_at(self.pinned)
+            self._told_desired = self.pinned
+            self.pinned = None
+
     # --- what follows ---------------------------------------------------------------------------------------------
 
     def demand(self, now: float) -> Demand:
@@ -230,6 +247,11 @@ class Pool:
         return [*stops, *starts]
 
     @property
+    def size(self) -> int:
+        """How many workers it is to have, as was decided last."""
+        return self.autoscaler.desired if self.pinned is None else self.pinned
+
+    @property
     def forgettable(self) -> bool:
         """Whether the pool is of no use to anybody: no workers, no demand for a while, no floor to keep."""
         return not self.workers and not self.slots and self._now - self._used_at > FORGET_POOL_S
@@ -249,7 +271,7 @@ class Pool:
             elif not serves:
                 worker.reason = worker.health.why(now)
         ready = [w.slot for w in self.workers.values() if w.state is WorkerState.READY]
-        whole = self.retired or len(ready) >= self.autoscaler.desired
+        whole = self.retired or len(ready) >= self.size
         self.kills.settle(self.workers, ready, self.slots, whole=whole)
 
     def _replacements(self) -> list[Stop]:
@@ -290,6 +312,8 @@ class Pool:
             # One is started only for calls that wait: those that run, or ran a moment ago, need none.
             counted = sum(self._counts(slot, now) for slot in self.slots.values())
             return 0 if demand.idle and not deaf else max(int(demand.queued > 0), counted)
+        if self.pinned is not None:
+            return self.pinned
         at_least = self.autoscaler.desired if deaf else 0
         desired = self.autoscaler.tick(demand.queued + demand.running, now, at_least=at_least)
         if desired != self._told_desired:
@@ -327,7 +351,8 @@ class Pool:
             if worker is None:
                 del self.slots[slot.number]
             else:
-                reason = "replaced by a new definition" if self.retired else "scaled down"
+                reason = self._going_because if self.retired else "scaled down"
+                reason = "makes room for the new version" if self.pinned is not None else reason
                 stops.append(self._stop(worker, reason))
         return stops
 
@@ -376,11 +401,11 @@ class Pool:
         unready = sum(w.state is WorkerState.UNREADY for w in self.workers.values())
         if (unready and ready < unready) or any(slot.held(now) for slot in self.slots.values()):
             return PoolState.DEGRADED
-        if ready < len(self.slots) or len(self.slots) != self.autoscaler.desired:
+        if ready < len(self.slots) or len(self.slots) != self.size:
             return PoolState.SCALING
         return PoolState.READY
 
-    def _failure(self, now: float) -> GWorkerError | None:
+    def failure(self, now: float) -> GWorkerError | None:
         """What calls that wait are to raise, or None while there is hope."""
         name = self.definition.key.class_name
         if self.closing:
@@ -424,7 +449,7 @@ class Pool:
             for w in self.workers.values()
             if w.serving or (w.draining and w.pid is not None)
         )
-        failure = self._failure(now)
+        failure = self.failure(now)
         view = PoolView(
             version=self.view.version,
             state=state,
@@ -433,7 +458,7 @@ class Pool:
             failure=failure,
             notice=self.notice,
             start_error=self.hope.last_error,
-            epoch=self.view.epoch,
+            app_version=str(self.definition.key.generation),
         )
         if self.view.version and view.tells_the_same_as(self.view):
             return False
@@ -471,7 +496,7 @@ class Pool:
             name=str(self.definition.key),
             class_name=self.definition.key.class_name,
             state=self._state(now).value,
-            desired=0 if self.retired else self.autoscaler.desired,
+            desired=0 if self.retired else self.size,
             ready=count(WorkerState.READY),
             starting=len(starting),
             pending=sum(not w.placed for w in starting),
@@ -495,6 +520,7 @@ class Pool:
         """What a successor of the controller has to know."""
         return PoolRecord(
             desired=self.autoscaler.desired,
+            pinned=self.pinned,
             retired=self.retired,
             slots=tuple(slot.record(now) for slot in self.slots.values()),
             workers=tuple(record_of(worker, now) for worker in self.workers.values()),
@@ -510,7 +536,7 @@ class Pool:
         """Go on from what was written down `elapsed_s` seconds ago. The workers are as yet only said to be there."""
         self._hears_all_at = now + DEMAND_EXPIRES_S
         self.autoscaler.desired = self._told_desired = record.desired
-        self.retired = record.retired
+        self.pinned, self.retired = record.pinned, record.retired
         self.slots = {s.number: Slot.restored(s, elapsed_s, now, self._rng) for s in record.slots}
         probes = self.definition.options.probes
         self.workers = {w.id: restored_worker(w, probes, elapsed_s, now) for w in record.workers}

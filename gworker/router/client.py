@@ -33,13 +33,15 @@ class AppClient:
     """The controller of one running app, and this process's routers to its pools. Thread-safe.
 
     `find_again`, for a deployed app, finds its controller by name, or gives None: it may die, and be replaced, while
-    calls go on. `lost` is set once the controller is found to be gone for good.
+    calls go on. `version` names the version of a deployed app that serves. `lost` is set once the controller is found
+    to be gone for good.
     """
 
     def __init__(self, app_name: str, controller: Any, find_again: Callable[[], Any] | None = None) -> None:
         self.app_name = app_name
         self.controller = controller
         self.lost = False
+        self.version = ""
         self._find_again = find_again
         self._loop = io_loop()
         self._lock = threading.Lock()
@@ -73,6 +75,7 @@ class AppClient:
                 raise PoolUnavailable(f"Ray was shut down while the app {self.app_name!r} was running")
             try:
                 view: PoolView = await self.controller.watch.remote(router, key, known, definition)
+                self.version = view.app_version or self.version
                 return view
             except RayError as error:
                 if not await self._found_again():
@@ -84,11 +87,6 @@ class AppClient:
     def deployed_class(self, name: str) -> DeployedClass:
         """A class of a deployed app. Raises NotFound."""
         found: DeployedClass = ray.get(self.controller.deployed_class.remote(name), timeout=ANSWER_S)
-        return found
-
-    def generations(self) -> dict[str, int]:
-        """Which version of each class of a deployed app is served."""
-        found: dict[str, int] = ray.get(self.controller.generations.remote(), timeout=ANSWER_S)
         return found
 
     async def _found_again(self) -> bool:

@@ -23,7 +23,9 @@ from typing import Any
 import ray
 
 from gworker import clock, context
+from gworker.code import use_code
 from gworker.probe import Probe, Verdict, verdict_of
+from gworker.router import deployment
 from gworker.spec import ClassSpec
 from gworker.wire import Payload, Up, decode, encode, pack_exception, unpack
 from gworker.worker.engine import Engine
@@ -55,7 +57,8 @@ MAX_OPEN_EXCHANGES = 3
 class WorkerBoot:
     """What a worker is made from. `cls` is the packed decorated class, `worker_values` its worker-scoped values.
 
-    `orphaned_s` is set for one that outlives its controller: see `ORPHANED_S`.
+    `code` names the code package of a deployed app. `orphaned_s` is set for one that outlives its controller: see
+    `ORPHANED_S`.
     """
 
     app_name: str
@@ -64,6 +67,7 @@ class WorkerBoot:
     cls: Payload
     worker_values: Payload
     controller: Any
+    code: str = ""
     orphaned_s: float | None = None
 
 
@@ -207,6 +211,8 @@ class WorkerActor:
 
     def _load(self) -> tuple[ClassSpec, dict[str, Any]]:
         guard_this_process()
+        if self._boot.code:
+            use_code(deployment.stored_code(self._boot.app_name, self._boot.code))
         context.become_worker(
             context.WorkerProcess(self._boot.app_name, self._boot.pool, self._boot.controller, False, 0)
         )
@@ -308,14 +314,13 @@ class WorkerActor:
             return ProbeReport(Verdict.TIMED_OUT, latency_s, progressed, reason)
         (finished,) = done
         error = asyncio.CancelledError() if finished.cancelled() else finished.exception()
-        if error is not None:
-            if (fatal := why_fatal(error)) is not None and self._loop is not None:
-                self._loop.call_soon_threadsafe(self._trouble, "fatal", fatal)
-            raised = pack_exception(error)  # its own __str__ may raise
-            return ProbeReport(Verdict.FAILED, latency_s, progressed, f"raised {raised.type_name}: {raised.message}")
-        result = finished.result()
-        verdict = verdict_of(result)
-        return ProbeReport(verdict, latency_s, progressed, "" if verdict is Verdict.PASSED else f"returned {result!r}")
+        if error is None:
+            verdict, reason = await asyncio.to_thread(_what_was_returned, finished.result())
+            return ProbeReport(verdict, latency_s, progressed, reason)
+        fatal, reason = await asyncio.to_thread(_what_was_raised, error)
+        if fatal is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._trouble, "fatal", fatal)
+        return ProbeReport(Verdict.FAILED, latency_s, progressed, reason)
 
     @ray.method(concurrency_group="control")
     async def drain(self, grace_s: float) -> list[str]:
@@ -365,6 +370,24 @@ class WorkerActor:
             failed=counters.failed,
             batches=dict(counters.batches),
         )
+
+
+# The truth, the `repr` and the `str` of what a probe gives are user code: not for the loop that carries control.
+
+
+def _what_was_returned(result: Any) -> tuple[Verdict, str]:
+    verdict = verdict_of(result)
+    if verdict is Verdict.PASSED:
+        return verdict, ""
+    try:
+        return verdict, f"returned {result!r}"
+    except Exception as error:
+        return verdict, f"returned a {type(result).__name__} whose repr raises {type(error).__name__}"
+
+
+def _what_was_raised(error: BaseException) -> tuple[str | None, str]:
+    raised = pack_exception(error)
+    return why_fatal(error), f"raised {raised.type_name}: {raised.message}"
 
 
 def create_worker(boot: WorkerBoot, options: Mapping[str, Any]) -> Any:

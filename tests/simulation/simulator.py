@@ -94,11 +94,11 @@ class Simulation:
         self.submitted = 0
         self.rules = Rules(self)
         self.up = True
-        self.pool = self._make_pool("0")
+        self.pool = self._make_pool()
         self.desired = [(self.now, self.pool.autoscaler.desired)]
         self._numbers = itertools.count(1)
-        self._epochs = itertools.count(1)
-        self._published: tuple[str, int] | None = None
+        self._epoch = 0
+        self._published: tuple[int, int] | None = None
         self._tick_entry: Entry | None = None
         self._restoring: Entry | None = None
         self._adopted: set[str] = set()
@@ -106,8 +106,8 @@ class Simulation:
         self._crashing = False
         self._wake()
 
-    def _make_pool(self, epoch: str) -> Pool:
-        return Pool(self.definition, self.now, on_event=self._note, rng=random.Random(self.dice.random()), epoch=epoch)
+    def _make_pool(self) -> Pool:
+        return Pool(self.definition, self.now, on_event=self._note, rng=random.Random(self.dice.random()))
 
     def _note(self, worker: str, action: str, reason: str) -> None:
         self.happenings.append(Happening(self.now, worker, action, reason))
@@ -274,9 +274,9 @@ class Simulation:
 
     def _publish(self) -> bool:
         view = self.pool.view
-        if (view.epoch, view.version) == self._published or self._restoring is not None:
+        if (self._epoch, view.version) == self._published or self._restoring is not None:
             return False
-        self._published = (view.epoch, view.version)
+        self._published = (self._epoch, view.version)
         for router in self.routers:
             self.agenda.after(VIEW_AFTER_S, router.see, view)
         return True
@@ -313,8 +313,9 @@ class Simulation:
     def _restore(self) -> None:
         assert self.deployed, "only the controller of a deployed app has a successor"
         self.up = True
+        self._epoch += 1
         self.rules.new_controller()
-        self.pool = self._make_pool(str(next(self._epochs)))
+        self.pool = self._make_pool()
         self.pool.refresh(self.now)
         if self._journal is not None:
             record, at = self._journal
