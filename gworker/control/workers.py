@@ -24,6 +24,9 @@ class WorkerState(str, enum.Enum):
     BACKOFF = "BACKOFF"
 
 
+_SERVING = (WorkerState.READY, WorkerState.UNREADY)
+
+
 @dataclass
 class Worker:
     """One worker. `pending` says what it waits for while Ray cannot place it; `slot` is its place in the pool.
@@ -58,7 +61,7 @@ class Worker:
     @property
     def serving(self) -> bool:
         """Whether it has come up and is not on its way out."""
-        return self.state in (WorkerState.READY, WorkerState.UNREADY)
+        return self.state in _SERVING
 
     def status(self, now: float, *, inflight: int, restarts: int) -> WorkerStatus:
         """The worker as people see it."""
@@ -83,6 +86,7 @@ class WorkerRecord:
     number: int
     slot: int
     age_s: float
+    ready_s: float | None
     state: WorkerState
     reason: str
     pid: int | None
@@ -96,6 +100,7 @@ def record_of(worker: Worker, now: float) -> WorkerRecord:
         number=worker.number,
         slot=worker.slot,
         age_s=now - worker.created,
+        ready_s=None if worker.ready_since is None else now - worker.ready_since,
         state=worker.state,
         reason=worker.reason,
         pid=worker.pid,
@@ -115,4 +120,5 @@ def restored_worker(record: WorkerRecord, probes: Iterable[Probe], elapsed_s: fl
         reason=record.reason,
         pid=record.pid,
         node_id=record.node_id,
+        ready_since=None if record.ready_s is None else now - elapsed_s - record.ready_s,
     )
