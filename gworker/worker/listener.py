@@ -1,8 +1,8 @@
 """The worker's end of the direct lane: listens on a Unix socket, and on TCP once another node asks for it.
 
 A connection that has proved itself carries the bundles of one session. One that breaks may be taken up again for a
-moment, by the same router: each side sends again what the other has not got. Then the session is over and its inputs are
-cancelled, as those of a caller that has died.
+moment, by the same router: each side sends again what the other has not got. Then the session is over and its inputs
+are cancelled, as those of a caller that has died.
 """
 
 from __future__ import annotations
