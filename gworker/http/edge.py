@@ -58,6 +58,7 @@ class Edge:
         if scope["type"] == "http":
             await self._answer(scope, receive, send)
         elif scope["type"] == "websocket":
+            await receive()
             await send({"type": "websocket.close", "code": 1003, "reason": "no route takes web sockets"})
         else:
             await self._app(scope, receive, send)

@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gworker import checks
 from gworker.app import App
@@ -60,7 +61,7 @@ def create_gateway(
     max_body_mb: float = 16,
     body_timeout_s: float = 30,
     default_deadline_s: float = 60,
-) -> FastAPI:
+) -> Gateway:
     """The gateway in front of an app: an ASGI application, for `serve` or any ASGI server.
 
     Args:
@@ -96,15 +97,15 @@ def create_gateway(
     )
     handlers: dict[str, Handler] = {}
 
-    gateway = FastAPI(
+    gateway = Gateway(
         title=catalog.name, docs_url=None, redoc_url=None, openapi_url=None, lifespan=lambda _: _lifespan(state)
     )
     gateway.state.gworker = state
     gateway.openapi = state.openapi.document  # type: ignore[method-assign]
     pages.add_to(gateway, state)
     gateway.add_exception_handler(HTTPException, _as_problem)
-    gateway.add_middleware(
-        Edge,
+    entry: ASGIApp = Edge(
+        gateway.own_pages,
         catalog=catalog,
         guard=state.guard,
         metrics=state.metrics,
@@ -114,14 +115,29 @@ def create_gateway(
         debug=debug,
     )
     if cors_origins:
-        gateway.add_middleware(
-            CORSMiddleware,
+        entry = CORSMiddleware(
+            entry,
             allow_origins=list(cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "Request-Timeout", "X-Request-ID"],
             expose_headers=["X-Request-ID", "Retry-After"],
         )
+    gateway.entry = entry
     return gateway
+
+
+class Gateway(FastAPI):
+    """A FastAPI application whose requests come in through `entry`; FastAPI has the gateway's own pages."""
+
+    entry: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take a request in."""
+        await self.entry(scope, receive, send)
+
+    async def own_pages(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What a FastAPI application does with a request."""
+        await super().__call__(scope, receive, send)
 
 
 @contextlib.asynccontextmanager
