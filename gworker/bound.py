@@ -100,6 +100,8 @@ class _Bound:
     def _run_locally(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         handle = self._handle
         cls = handle._cls
+        if self._spec.asgi:
+            raise TypeError(f"{self._label} makes an ASGI application, which runs in workers, behind the gateway only")
         bound = self._spec.bind(cls.name, args, kwargs)
         instance = local_instance(cls.spec, handle._values.worker_key, handle._values.worker)
         return instance.call(self._spec, handle._values.call, bound)

@@ -24,14 +24,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gworker import checks
 from gworker.app import App
-from gworker.http import pages
+from gworker.http import embeddings, pages
 from gworker.http.catalog import Catalog
 from gworker.http.edge import Edge, Handler
+from gworker.http.embeddings import EmbeddingRoutes
 from gworker.http.guard import Guard, check_token, read_token
 from gworker.http.health import StatusSource
 from gworker.http.metrics import Metrics
 from gworker.http.openapi import OpenApi
 from gworker.http.problems import status_problem
+from gworker.openai import embeddings_of
 
 log = logging.getLogger("gworker.http")
 
@@ -96,6 +98,11 @@ def create_gateway(
         debug=debug,
     )
     handlers: dict[str, Handler] = {}
+    models = embeddings_of(catalog.name)
+    if models:
+        routes = EmbeddingRoutes(models, default_deadline_s, debug=debug)
+        handlers |= {"/v1/embeddings": routes.embeddings, "/v1/models": routes.models}
+        state.openapi.extra_paths |= embeddings.paths()
 
     gateway = Gateway(
         title=catalog.name, docs_url=None, redoc_url=None, openapi_url=None, lifespan=lambda _: _lifespan(state)

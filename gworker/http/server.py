@@ -38,7 +38,8 @@ def serve(gateway: Any, *, host: str = "127.0.0.1", port: int = 8000, drain_s: f
 class GatewayServer:
     """A server for a gateway. `start` runs it on a thread, `run` on this one; `port=0` takes a free port.
 
-    >>> # with GatewayServer(create_gateway(app), port=0) as server: httpx.get(server.url + "/livez")
+    with GatewayServer(create_gateway(app), port=0) as server:
+        httpx.get(server.url + "/livez")
     """
 
     def __init__(self, gateway: Any, *, host: str = "127.0.0.1", port: int = 8000, drain_s: float = DRAIN_S) -> None:
