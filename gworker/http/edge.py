@@ -100,6 +100,7 @@ class Edge:
         else:
             if path in pages.PATHS:
                 exchange.route = path
+            exchange.scope["gworker.request_id"] = exchange.request_id
             await self._app(exchange.scope, exchange.receive, exchange.send)
 
     def _mount(self, path: str) -> Target | None:

@@ -14,16 +14,17 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gworker import checks
 from gworker.app import App
+from gworker.errors import GWorkerError
 from gworker.http import embeddings, pages
 from gworker.http.catalog import Catalog
 from gworker.http.edge import Edge, Handler
@@ -32,7 +33,7 @@ from gworker.http.guard import Guard, check_token, read_token
 from gworker.http.health import StatusSource
 from gworker.http.metrics import Metrics
 from gworker.http.openapi import OpenApi
-from gworker.http.problems import status_problem
+from gworker.http.problems import MEDIA_TYPE, Problem, problem_of, status_problem
 from gworker.openai import embeddings_of
 
 log = logging.getLogger("gworker.http")
@@ -110,7 +111,8 @@ def create_gateway(
     gateway.state.gworker = state
     gateway.openapi = state.openapi.document  # type: ignore[method-assign]
     pages.add_to(gateway, state)
-    gateway.add_exception_handler(HTTPException, _as_problem)
+    for kind in (HTTPException, Problem, GWorkerError):
+        gateway.add_exception_handler(kind, _as_problem)
     entry: ASGIApp = Edge(
         gateway.own_pages,
         catalog=catalog,
@@ -169,7 +171,10 @@ async def _follow(state: GatewayState) -> None:
             log.info("the app %s could not be asked for its classes: %s", state.catalog.name, error)
 
 
-async def _as_problem(request: Request, error: Exception) -> Any:
-    """What the router of the gateway's own pages refuses, to be answered by the edge."""
-    assert isinstance(error, HTTPException)
-    raise status_problem(error.status_code, f"{request.method} {request.url.path}: {error.detail}", error.headers)
+async def _as_problem(request: Request, error: Exception) -> Response:
+    """The answer to a request for one of the gateway's own pages that was refused or failed."""
+    if isinstance(error, HTTPException):
+        error = status_problem(error.status_code, f"{request.method} {request.url.path}: {error.detail}", error.headers)
+    problem = problem_of(error)
+    body = problem.body(request.scope["gworker.request_id"])
+    return Response(body, problem.status, problem.headers, MEDIA_TYPE.decode())
