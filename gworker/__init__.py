@@ -5,10 +5,11 @@ Decorate a class with `@app.cls(...)`, mark methods with `@gw.method()`, call th
 
 from __future__ import annotations
 
+from gworker import openai
 from gworker.app import App
 from gworker.call import Call, gather
 from gworker.context import CallContext, current_attempt_number, current_call
-from gworker.decorators import batched, concurrent, method, on_enter, on_exit
+from gworker.decorators import asgi_app, batched, concurrent, method, on_enter, on_exit
 from gworker.errors import (
     AuthenticationError,
     BatchResultError,
@@ -59,6 +60,7 @@ __all__ = [
     "StartupFailed",
     "Unschedulable",
     "WorkerLost",
+    "asgi_app",
     "batched",
     "concurrent",
     "current_attempt_number",
@@ -67,5 +69,6 @@ __all__ = [
     "method",
     "on_enter",
     "on_exit",
+    "openai",
     "parameter",
 ]

@@ -191,6 +191,11 @@ class Controller:
             raise NotFound(f"the app {self._boot.app_name!r} has no class {name!r}; it has: {known}")
         return found
 
+    async def generations(self) -> dict[str, int]:
+        """The deployed classes, and the version that each is served in."""
+        await self.begin()
+        return {name: deployed.generation for name, deployed in self._deployed.items()}
+
     async def stop(self, drain: bool) -> None:
         """Stop every worker, drained or not; returns when their processes are gone."""
         self._stopping = True

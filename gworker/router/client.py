@@ -91,6 +91,11 @@ class AppClient:
         found: DeployedClass = ray.get(self.controller.deployed_class.remote(name), timeout=ANSWER_S)
         return found
 
+    def generations(self) -> dict[str, int]:
+        """The classes of a deployed app, and the version that each is served in."""
+        found: dict[str, int] = ray.get(self.controller.generations.remote(), timeout=ANSWER_S)
+        return found
+
     async def _found_again(self) -> bool:
         """Whether the controller of a deployed app is there, or on its way back."""
         if self._find_again is None:
