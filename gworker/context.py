@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,23 @@ class WaitingPool(NamedTuple):
     alone: bool
 
 
+class Flag:
+    """Up or not. Lighter than an event: nobody waits for it."""
+
+    __slots__ = ("_up",)
+
+    def __init__(self) -> None:
+        self._up = False
+
+    def set(self) -> None:
+        """Put it up, for good."""
+        self._up = True
+
+    def is_set(self) -> bool:
+        """Whether it is up."""
+        return self._up
+
+
 @dataclass(frozen=True)
 class CallContext:
     """The call that runs now. In a batched method it is the batch's, with one context for each input in `inputs`.
@@ -36,7 +52,7 @@ class CallContext:
     method: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     inputs: Sequence[CallContext] = ()
-    _cancelled: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
+    _cancelled: Flag = field(default_factory=Flag, repr=False, compare=False)
     _waiting: tuple[WaitingPool, ...] = field(default=(), repr=False, compare=False)
 
     @property
