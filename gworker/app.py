@@ -84,11 +84,13 @@ class App:
                 app.classes = {}
                 app._generations = {}
                 app._running = None
+                app._deployed_as = None
                 app._lock = threading.RLock()
             return app
 
     _generations: dict[str, int]
     _running: AppClient | None
+    _deployed_as: str | None
     _lock: threading.RLock
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -225,14 +227,22 @@ class App:
     def _found(self) -> AppClient | None:
         """The app where it runs already: around this worker, or deployed in the cluster."""
         worker = context.this_worker()
-        if worker is not None and worker.app_name == self.name and not worker.deployed:
+        if worker is not None and worker.app_name == self._cluster_name and not worker.deployed:
             return AppClient(self.name, worker.controller)
         have_ray()
-        if deployment.find_controller(self.name) is None:
+        if deployment.find_controller(self._cluster_name) is None:
             return None
-        client = deployed_client(self.name)
+        client = deployed_client(self._cluster_name)
         self._follow(client)
         return client
+
+    @property
+    def _cluster_name(self) -> str:
+        """What the app is called in the cluster: it may be deployed under another name than its code gives."""
+        worker = context.this_worker()
+        if worker is not None and worker.defined_as == self.name:
+            return worker.app_name
+        return self._deployed_as or self.name
 
     def _follow(self, client: AppClient) -> None:
         """Have the classes of this process stand for those that are deployed."""
@@ -241,8 +251,10 @@ class App:
             cls.generation = deployed.get(name, cls.generation)
         atexit.register(self._at_exit)
 
-    def deploy(self) -> None:
+    def deploy(self, *, name: str | None = None) -> None:
         """Run the app apart from this process: its controller and workers stay, and other programs call it by name.
+
+        `name` is what it is called there (its own name).
 
         Returns once the floors of its classes are up; raises StartupFailed or Unschedulable where that cannot be. What
         is deployed already under this name is replaced: new workers take over from those of the old definitions.
@@ -252,23 +264,24 @@ class App:
             raise RuntimeError(f"App({self.name!r}).deploy() was called inside a worker: deploy from a program")
         if self._running is not None and not self._running.deployed:
             self.stop()
+        self._deployed_as = name or self._deployed_as
         have_ray()
         if is_ours_alone():
             log.warning(
                 "%s is deployed into a Ray that belongs to this process and ends with it: start a cluster first, "
                 "with `ray start --head`",
-                self.name,
+                self._cluster_name,
             )
         controller = create_controller(self._boot(deployed=True))
         ray.get(controller.deploy.remote({name: _deployable(cls) for name, cls in self.classes.items()}))
         with self._lock:
-            self._running = deployed_client(self.name)
+            self._running = deployed_client(self._cluster_name)
             self._follow(self._running)
         self._raise_floors(self._running)
 
     def _boot(self, *, deployed: bool) -> ControllerBoot:
         return ControllerBoot(
-            app_name=self.name,
+            app_name=self._cluster_name if deployed else self.name,
             gpu_optional=_gpu_is_optional(),
             cluster_may_grow=not is_ours_alone(),
             classes={name: cls.spec.options for name, cls in self.classes.items()},
@@ -322,7 +335,8 @@ class App:
     def _running_or_deployed(self) -> AppClient | None:
         if self._running is not None or not ray.is_initialized():
             return self._running
-        return None if deployment.find_controller(self.name) is None else deployed_client(self.name)
+        name = self._cluster_name
+        return None if deployment.find_controller(name) is None else deployed_client(name)
 
     def stop(self, drain: bool = True) -> None:
         """Stop the app's workers and wait until they are gone. Calls that still wait end with PoolUnavailable.

@@ -80,7 +80,10 @@ def exit_call(token: contextvars.Token[CallContext | None]) -> None:
 
 @dataclass
 class WorkerProcess:
-    """What a worker process knows of itself: its app, its pool, how to reach the controller, the user's loop."""
+    """What a worker process knows of itself: its app, its pool, how to reach the controller, the user's loop.
+
+    `defined_as` is the name that the code gives the app, which may be deployed under another one.
+    """
 
     app_name: str
     pool: Any
@@ -89,6 +92,7 @@ class WorkerProcess:
     max_workers: int
     user_loop: asyncio.AbstractEventLoop | None = None
     deployed: bool = False
+    defined_as: str = ""
 
 
 _worker: WorkerProcess | None = None

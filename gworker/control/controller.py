@@ -72,6 +72,7 @@ class Controller:
         self._pools: dict[PoolKey, Pool] = {}
         self._keepers: dict[str, Keeper] = {}
         self._deployed: dict[str, DeployedClass] = {}
+        self._bounds: dict[tuple[str, str], dict[str, int]] = {}
         self._next_number = 1
         self._epoch = os.urandom(4).hex()
         self._wake = asyncio.Event()
@@ -174,6 +175,8 @@ class Controller:
         }
         self._declared = {name: deployed.options for name, deployed in self._deployed.items()}
         self._journal.write_value("classes", self._deployed)
+        self._bounds = {}  # the bounds are those of the code again
+        self._journal.write_value("bounds", self._bounds)
         for name, deployed in self._deployed.items():
             if (definition := deployed.default_definition()) is not None:
                 self._ensure(definition)
@@ -192,6 +195,40 @@ class Controller:
         """Which version of each deployed class is served, counted from 0."""
         await self.begin()
         return {name: deployed.generation for name, deployed in self._deployed.items()}
+
+    async def scale(
+        self, class_name: str, variant: str, min_workers: int | None, max_workers: int | None
+    ) -> tuple[int, int]:
+        """Change the bounds of the pools of a class, live or yet to come. None leaves one as it is. Returns both.
+
+        Raises NotFound, or InvalidDefinition for bounds that cannot be.
+        """
+        await self.begin()
+        if class_name not in self._declared:
+            known = ", ".join(sorted(self._declared)) or "none"
+            raise NotFound(f"the app {self._boot.app_name!r} has no class {class_name!r}; it has: {known}")
+        pools = [
+            p for k, p in self._pools.items() if (k.class_name, k.variant) == (class_name, variant) and not p.retired
+        ]
+        asked = {"min_workers": min_workers, "max_workers": max_workers}
+        wanted = self._bounds.get((class_name, variant), {}) | {k: v for k, v in asked.items() if v is not None}
+        now = pools[0].definition.options if pools else self._declared[class_name]
+        bounds = now.replace(**wanted)
+        self._bounds[class_name, variant] = wanted
+        if self._journal is not None:
+            self._journal.write_value("bounds", self._bounds)
+        for pool in pools:
+            if self._journal is not None and (stored := self._journal.read_definition(pool.definition.key)) is not None:
+                self._journal.write_definition(self._within_bounds(stored))
+            pool.rescale(self._within_bounds(pool.definition))
+        self._wake.set()
+        return bounds.min_workers, bounds.max_workers
+
+    def _within_bounds(self, definition: PoolDefinition) -> PoolDefinition:
+        """A definition with the bounds that `scale` has set for its class, if it has."""
+        key = definition.key
+        changes = self._bounds.get((key.class_name, key.variant))
+        return definition if not changes else replace(definition, options=replace(definition.options, **changes))
 
     async def stop(self, drain: bool) -> None:
         """Stop every worker, drained or not; returns when their processes are gone."""
@@ -306,6 +343,7 @@ class Controller:
         """Have a pool; nothing happens if it is there."""
         if definition.key in self._pools or self._stopping:
             return
+        definition = self._within_bounds(definition)
         if self._journal is not None:
             self._journal.write_definition(definition)
         self._add_pool(definition)
@@ -386,6 +424,7 @@ class Controller:
     async def _restore(self, journal: Journal) -> None:
         """Take over the pools and the workers of the controller before this one; reap those nobody knows."""
         self._deployed = journal.read_value("classes") or {}
+        self._bounds = journal.read_value("bounds") or {}
         if self._deployed:
             self._declared = {name: c.options for name, c in self._deployed.items()}
         checkpoint = journal.read()

@@ -33,6 +33,8 @@ def attach() -> None:
     if ray.is_initialized():
         return
     try:
+        if os.environ.get("RAY_ADDRESS") == "local":
+            raise ConnectionError("RAY_ADDRESS=local asks for a Ray of one's own")
         ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), logging_level=logging.WARNING)
     except ConnectionError as error:
         raise NotFound(

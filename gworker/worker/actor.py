@@ -192,10 +192,11 @@ class WorkerActor:
         pid, node_id = os.getpid(), ray.get_runtime_context().get_node_id()
         try:
             loader = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="gworker-load")
-            spec, values = await self._loop.run_in_executor(loader, self._load)
+            cls, values = await self._loop.run_in_executor(loader, self._load)
             loader.shutdown(wait=False)
+            spec: ClassSpec = cls.spec
             threads = UserThreads(spec.max_inputs)
-            self._become_worker(spec, threads)
+            self._become_worker(spec, threads, cls.app.name)
             self._instance = Instance(spec, values, threads)
             await self._instance.enter()
         except BaseException as error:
@@ -205,14 +206,16 @@ class WorkerActor:
         self._keepers.append(self._loop.create_task(self._keep_leases()))
         return StartReport(pid, node_id)
 
-    def _load(self) -> tuple[ClassSpec, dict[str, Any]]:
+    def _load(self) -> tuple[Any, dict[str, Any]]:
         guard_this_process()
         context.become_worker(
             context.WorkerProcess(self._boot.app_name, self._boot.pool, self._boot.controller, False, 0)
         )
-        return unpack(self._boot.cls).spec, unpack(self._boot.worker_values)
+        cls = unpack(self._boot.cls)
+        cls.spec  # noqa: B018  # compiled here: it may import much
+        return cls, unpack(self._boot.worker_values)
 
-    def _become_worker(self, spec: ClassSpec, threads: UserThreads) -> None:
+    def _become_worker(self, spec: ClassSpec, threads: UserThreads, defined_as: str) -> None:
         uses_loop = any(m.is_async for m in spec.methods.values()) or any(
             h.is_async for h in (*spec.enter_hooks, *spec.exit_hooks)
         )
@@ -225,6 +228,7 @@ class WorkerActor:
                 max_workers=spec.options.max_workers,
                 user_loop=threads.user_loop.loop if uses_loop else None,
                 deployed=self._boot.orphaned_s is not None,
+                defined_as=defined_as,
             )
         )
 
