@@ -26,7 +26,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayError
 from typing_extensions import Never, dataclass_transform
 
-from gworker import context
+from gworker import context, termination
 from gworker.control.controller import ControllerBoot, create_controller
 from gworker.errors import InvalidDefinition, PoolUnavailable
 from gworker.handle import Cls, define_pool
@@ -38,7 +38,7 @@ from gworker.probe import Probe
 from gworker.retries import Retries
 from gworker.router import deployment
 from gworker.router.client import ANSWER_S, AppClient, deployed_client
-from gworker.router.cluster import have_ray, is_ours_alone, started_here
+from gworker.router.cluster import have_ray, is_alive, is_ours_alone, started_here
 from gworker.router.membership import DeployedClass, PoolDefinition, PoolKey
 from gworker.router.router import EXPLAIN_AFTER_S
 from gworker.wire import pack
@@ -48,6 +48,8 @@ T = TypeVar("T")
 
 # How long to wait for the controller of a deployed app to be replaced before it is asked again.
 CONTROLLER_BACK_S = 0.5
+# How often a drain looks whether Ray is still there.
+RAY_GONE_S = 2.0
 _UNSET: Any = object()
 
 _apps: dict[str, App] = {}
@@ -250,6 +252,8 @@ class App:
         for name, cls in self.classes.items():
             cls.generation = deployed.get(name, cls.generation)
         atexit.register(self._at_exit)
+        if context.this_worker() is None:
+            termination.obey()
 
     def deploy(self, *, name: str | None = None) -> None:
         """Run the app apart from this process: its controller and workers stay, and other programs call it by name.
@@ -294,6 +298,7 @@ class App:
         client = AppClient(self.name, controller)
         # Registered now, after Ray was imported, so that it runs before Ray's own exit hook.
         atexit.register(self._at_exit)
+        termination.obey()
         return client
 
     def _raise_floors(self, client: AppClient) -> None:
@@ -359,14 +364,22 @@ class App:
         finally:
             running.lost = True
             running.close(PoolUnavailable(f"the app {self.name!r} was stopped"))
-            ray.kill(running.controller)
+            if is_alive():
+                ray.kill(running.controller)
 
     def _stop_workers(self, running: AppClient, drain: bool) -> None:
         try:
-            ray.get(running.controller.stop.remote(drain))
+            with termination.undisturbed():
+                stopped = running.controller.stop.remote(drain, termination.left_for_inputs_s())
+                while not ray.wait([stopped], timeout=RAY_GONE_S)[0]:
+                    if not is_alive():  # who ended this process may have ended its Ray as well
+                        log.warning("%s: Ray has ended before the workers were drained", self.name)
+                        return
+                ray.get(stopped)
         except KeyboardInterrupt:
             log.warning("interrupted again: the workers of %s are killed without draining", self.name)
-            ray.get(running.controller.stop.remote(False), timeout=ANSWER_S)
+            with termination.undisturbed():
+                ray.get(running.controller.stop.remote(False), timeout=ANSWER_S)
             raise
         except RayError:
             log.warning("the controller of %s was gone before it could stop its workers", self.name)
@@ -375,8 +388,8 @@ class App:
         running = self._running
         if running is None or not ray.is_initialized():
             return
-        # After Ctrl-C only what runs is finished. Python keeps what ended the script in `sys.last_type`.
-        interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
+        # After Ctrl-C and SIGTERM only what runs is finished. Python keeps what ended the script in `sys.last_type`.
+        interrupted = termination.asked() or getattr(sys, "last_type", None) is KeyboardInterrupt
         try:
             if not interrupted:
                 if running.unfinished:

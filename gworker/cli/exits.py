@@ -28,7 +28,7 @@ class Code(enum.IntEnum):
     INTERRUPTED = 130
 
 
-class Failed(Exception):
+class Failed(Exception):  # noqa: N818  # `raise Failed(...)` says what happens to the command
     """Ends a command with a message: what was given, what was expected, what to write instead."""
 
     def __init__(self, message: str, code: Code = Code.USAGE, *, user_traceback: str = "") -> None:

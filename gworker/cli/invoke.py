@@ -48,13 +48,15 @@ def call(app_name: str, name: str, rest: Sequence[str], before: Mapping[str, Any
 
 
 def _choices(source: str, separator: str, classes: Iterable[Cls]) -> str:
-    return "\n".join(f"  {source}{separator}{cls.name}.{method}" for cls in classes for method in cls.spec.methods.values())
+    return "\n".join(
+        f"  {source}{separator}{cls.name}.{method}" for cls in classes for method in cls.spec.methods.values()
+    )
 
 
 def _given(prog: str, cls: Cls, method: MethodSpec, rest: Sequence[str], before: Mapping[str, Any]) -> Given:
     function = getattr(cls.user_cls, method.name, None)
     about = "" if function is None else (inspect.getdoc(function) or "").partition("\n")[0]
-    given = parse(arguments_of(cls.spec, method), rest, prog=prog, about=about, method=method, before=before)
+    given = parse(arguments_of(cls, method), rest, prog=prog, about=about, method=method, before=before)
     if given.stdin and method.is_generator:
         raise Failed(f"{cls.name}.{method.name} is a generator: it cannot be mapped over standard input")
     return given
@@ -64,7 +66,7 @@ def _perform(cls: Cls, method: MethodSpec, given: Given) -> Code:
     handle = cls(**given.parameters)
     bound = getattr(handle, method.name).with_options(deadline_s=given.deadline_s)
     if given.stdin:
-        return _map(bound, arguments_of(cls.spec, method), method, given)
+        return _map(bound, arguments_of(cls, method), method, given)
     args, kwargs = _call_arguments(method, given.values)
     if method.is_generator:
         for item in bound.stream(*args, **kwargs):
@@ -105,7 +107,7 @@ def _map(bound: Any, arguments: Sequence[Argument], method: MethodSpec, given: G
             failed += 1
             if failed == 1:
                 say(described(result))
-            output.emit(output.to_json({"error": result}))
+            output.emit(output.to_json({"error": {"type": type(result).__name__, "message": str(result)}}))
         else:
             output.emit(output.to_json(result))
     if failed:
@@ -161,4 +163,3 @@ def _positional(method: MethodSpec, values: Mapping[str, Any], number: int) -> t
             raise Failed(f"line {number} of standard input lacks {p.name!r}")
         args.append(values.get(p.name, p.default))
     return tuple(args)
-

@@ -63,7 +63,9 @@ _Deadline = Annotated[
 
 @cli.command(
     context_settings=_PASS_ON,
-    epilog=_example("""gworker run app.py::Embedder.embed --texts '["a", "b"]'""", "gworker run app.py::Embedder.embed --help"),
+    epilog=_example(
+        """gworker run app.py::Embedder.embed --texts '["a", "b"]'""", "gworker run app.py::Embedder.embed --help"
+    ),
 )
 @command
 def run(
@@ -75,10 +77,12 @@ def run(
 ) -> None:
     """Call a method once: the app starts, serves the call, and is drained.
 
-    What follows TARGET are the method's arguments and the class's parameters, as options made from the signature: a text
-    stays text, bool is a flag, lists and objects are JSON, @file reads one from a file. The result is printed as JSON;
-    a generator prints a line for each item. With - or --stdin each line of standard input is one call: a JSON object of
-    arguments, or the bare value where there is one argument; a line of JSON comes out for each, in order.
+    What follows TARGET are the method's arguments and the class's parameters, as options made from the signature: a
+    text stays text, bool is a flag, lists and objects are JSON, @file reads one from a file. The result is printed as
+    JSON; a generator prints a line for each item.
+
+    With - or --stdin each line of standard input is one call: a JSON object of arguments, or the bare value where there
+    is one argument. A line of JSON comes out for each, in order.
     """
     from gworker.cli import invoke
 
@@ -108,7 +112,9 @@ def call(
 @command
 def serve(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="app.py, or package.module, with :app if need be.")],
-    host: Annotated[str, typer.Option(help="Address to listen on. Beyond this machine it takes a token.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine's need a token.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     token_file: Annotated[
         Path | None, typer.Option(help="File with the bearer token that requests must carry.", show_default="none")
@@ -135,9 +141,7 @@ def serve(
 @command
 def deploy(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="app.py, or package.module, with :app if need be.")],
-    name: Annotated[
-        str | None, typer.Option(help="Name to deploy under.", show_default="the app's own")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name to deploy under.", show_default="the app's own")] = None,
     http: Annotated[bool, typer.Option("--http", help="Run an HTTP server for it on the cluster, too.")] = False,
     host: Annotated[str, typer.Option(help="With --http: address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="With --http: port.")] = 8000,
@@ -160,7 +164,9 @@ def deploy(
 @cli.command(epilog=_example("gworker status inference-server --watch"))
 @command
 def status(
-    app: Annotated[str | None, typer.Argument(metavar="[APP]", help="One app; without it, all that are deployed.")] = None,
+    app: Annotated[
+        str | None, typer.Argument(metavar="[APP]", help="One app; without it, all that are deployed.")
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew every second, until Ctrl-C.")] = False,
     as_json: _Json = False,
 ) -> None:
@@ -173,7 +179,9 @@ def status(
 @cli.command(epilog=_example("gworker logs inference-server Embedder -f"))
 @command
 def logs(
-    app: Annotated[str, typer.Argument(metavar="APP", help="The app, deployed or not, on the cluster that is attached.")],
+    app: Annotated[
+        str, typer.Argument(metavar="APP", help="The app, deployed or not, on the cluster that is attached.")
+    ],
     cls: Annotated[str | None, typer.Argument(metavar="[CLASS]", help="Only the workers of this class.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come, until Ctrl-C.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the latest lines.")] = 200,
@@ -190,8 +198,12 @@ def logs(
 def scale(
     app: _App,
     cls: Annotated[str, typer.Argument(metavar="CLASS", help="The class whose pool to change.")],
-    min_workers: Annotated[int | None, typer.Option("--min", min=0, help="Workers kept ready.", show_default="as is")] = None,
-    max_workers: Annotated[int | None, typer.Option("--max", min=1, help="The most workers.", show_default="as is")] = None,
+    min_workers: Annotated[
+        int | None, typer.Option("--min", min=0, help="Workers kept ready.", show_default="as is")
+    ] = None,
+    max_workers: Annotated[
+        int | None, typer.Option("--max", min=1, help="The most workers.", show_default="as is")
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Change how many workers a deployed class may have. Lasts until the app is deployed again."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +46,7 @@ def deploy(target: str, name: str | None, gateway: GatewayWish | None, *, as_jso
 
         urls = gateways.start(name, gateway.host, gateway.port, gateway.count, gateway.token_file)
     if as_json:
-        output.emit(output.to_json({"app": name, "classes": _methods(app), "urls": urls}))
+        output.emit(output.data({"app": name, "classes": _methods(app), "urls": urls}))
         return
     output.emit(f"deployed {name}: {', '.join(app.classes)}")
     for url in urls:
@@ -108,18 +107,13 @@ def _status_of(app_name: str) -> AppStatus:
 
 def _show(found: AppStatus | list[AppStatus], *, as_json: bool) -> None:
     if as_json:
-        apps = [_as_dict(app) for app in found] if isinstance(found, list) else _as_dict(found)
-        output.emit(output.to_json(apps))
+        output.emit(output.data(found))
     elif output.at_terminal():
         _console().print(_drawn(found))
     elif isinstance(found, list):
         output.emit("\n".join("  ".join(row) for row in _rows(found)) or "nothing is deployed")
     else:
         output.emit(str(found))
-
-
-def _as_dict(app: AppStatus) -> dict[str, Any]:
-    return dataclasses.asdict(app)
 
 
 def _drawn(found: AppStatus | list[AppStatus]) -> Any:
@@ -160,7 +154,7 @@ def scale(app_name: str, class_name: str, least: int | None, most: int | None, *
     cluster.deployed_class(app_name, class_name)
     low, high = cluster.deployed(app_name).scale(class_name, "", least, most)
     if as_json:
-        output.emit(output.to_json({"app": app_name, "class": class_name, "min_workers": low, "max_workers": high}))
+        output.emit(output.data({"app": app_name, "class": class_name, "min_workers": low, "max_workers": high}))
     else:
         output.emit(f"{app_name} {class_name}: {low} to {high} workers")
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gworker import checks
 from gworker.cli.arguments import Argument
 from gworker.cli.exits import Failed
-from gworker.cli.output import to_json
 
 if TYPE_CHECKING:
     from gworker.functions import MethodSpec
@@ -77,9 +78,7 @@ def parse(
         as_json=bool(before.get("as_json")) or bool(caught.get("as_json")),
         deadline_s=caught.get("deadline_s") or before.get("deadline_s"),
     )
-    missing = [
-        a for a in arguments if a.required and a not in texts and not (from_stdin and a.kind == "argument")
-    ]
+    missing = [a for a in arguments if a.required and a not in texts and not (from_stdin and a.kind == "argument")]
     if missing:
         lines = "\n".join(f"  {a.option} {'' if a.is_flag else a.metavar}".rstrip() for a in missing)
         raise Failed(f"{prog} needs a value for:\n{lines}\n`{prog} --help` explains them")
@@ -90,7 +89,9 @@ def _value(argument: Argument, text: Any) -> Any:
     return text if isinstance(text, bool) else argument.read(text)
 
 
-def _by_position(arguments: Sequence[Argument], words: Sequence[str], taken: Mapping[Argument, Any]) -> dict[Argument, Any]:
+def _by_position(
+    arguments: Sequence[Argument], words: Sequence[str], taken: Mapping[Argument, Any]
+) -> dict[Argument, Any]:
     """Words without an option go to the arguments of the method that were not given by name, in order."""
     free = [a for a in arguments if a.positional and a not in taken]
     if len(words) > len(free):
@@ -158,13 +159,20 @@ def _kind(argument: Argument) -> Any:
     return bool | None if argument.is_flag else str | None
 
 
+def _shown(default: Any) -> str:
+    try:
+        return json.dumps(getattr(default, "value", default), ensure_ascii=False)
+    except (TypeError, ValueError):
+        return checks.shown(default)
+
+
 def _option(argument: Argument) -> Any:
     spelled = [argument.option]
     if argument.is_flag:
         spelled = [f"{argument.option}/--no-{argument.option[2:]}"]
     elif "_" in argument.name.strip("_"):
         spelled.append("--" + argument.name.strip("_"))
-    default = "required" if argument.required else f"default {to_json(argument.default)}"
+    default = "required" if argument.required else f"default {_shown(argument.default)}"
     if argument.star:
         default = "further ones, as a JSON list" if argument.star == "*" else "further ones, as a JSON object"
     return typer.Option(

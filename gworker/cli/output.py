@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import dataclasses
-import json
 import sys
-from collections.abc import Mapping
 from typing import Any, TextIO
+
+from gworker.cli.exits import Code, Failed
 
 # Where results go. Everything else, prints of user code among it, goes to standard error: see `reserve_stdout`.
 _results: TextIO | None = None
@@ -37,59 +35,33 @@ def at_terminal() -> bool:
 
 
 def show(value: Any, *, as_json: bool) -> None:
-    """Print one result: JSON on one line, or in colours where a person reads it."""
+    """Print one result: JSON on one line, or laid out in colours where a person reads it."""
     if as_json or not at_terminal():
         emit(to_json(value))
         return
     from rich.console import Console
+    from rich.pretty import Pretty
 
-    Console(file=stream()).print_json(to_json(value), ensure_ascii=False)
+    console = Console(file=stream())
+    try:
+        console.print_json(to_json(value), ensure_ascii=False)
+    except Failed:  # a person can read what JSON cannot hold
+        console.print(Pretty(value))
 
 
 def to_json(value: Any) -> str:
-    """A value as JSON on one line.
+    """A result as JSON on one line, as the HTTP gateway writes it. Raises Failed for what JSON cannot hold."""
+    from gworker.http import values
+    from gworker.http.problems import Problem
 
-    Arrays and tensors become lists, bytes base64, enums their values, dataclasses and pydantic models objects, sets
-    lists, and what JSON has no word for (NaN, infinities) null. Anything else becomes its `str`.
-
-    >>> to_json({"a": (1, 2.5, None), "b": b"hi"})
-    '{"a": [1, 2.5, null], "b": "aGk="}'
-    """
-    return json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False)
-
-
-def jsonable(value: Any) -> Any:  # noqa: C901  # one case for each kind of value
-    """The value in JSON's own types."""
-    import enum
-
-    if isinstance(value, enum.Enum):
-        return jsonable(value.value)
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    if isinstance(value, Mapping):
-        return {_key(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [jsonable(item) for item in value]
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return base64.b64encode(value).decode()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if callable(dump := getattr(value, "model_dump", None)):
-        return jsonable(dump())
-    if callable(tolist := getattr(value, "tolist", None)):  # numpy arrays and scalars, torch tensors
-        return jsonable(tolist())
-    if isinstance(value, BaseException):
-        return {"type": type(value).__name__, "message": str(value)}
     try:
-        from pydantic_core import to_jsonable_python
-
-        return to_jsonable_python(value)  # dates, UUIDs, paths, decimals
-    except Exception:
-        return str(value)
+        return values.to_json(value).decode()
+    except Problem as problem:
+        raise Failed(f"{problem.title}: {problem.detail}", Code.FAILED) from None
 
 
-def _key(key: Any) -> str:
-    converted = jsonable(key)
-    return converted if isinstance(converted, str) else json.dumps(converted)
+def data(value: Any) -> str:
+    """What a command has to tell a program, as JSON on one line: dataclasses, dates, plain data."""
+    from pydantic_core import to_json as plain
+
+    return plain(value, inf_nan_mode="null").decode()

@@ -130,9 +130,9 @@ def _import(target: Target) -> tuple[ModuleType, Path]:
                 f"there is no module {name!r} that could be imported from {root}: give a file (app.py) or a module "
                 "(package.module)"
             ) from None
-        raise Failed(*_users_fault(error)) from None
+        raise _users_fault(error) from None
     except Exception as error:
-        raise Failed(*_users_fault(error)) from None
+        raise _users_fault(error) from None
     except SystemExit as error:
         raise Failed(
             f"{target.source} ended the process (SystemExit: {error.code}) while it was imported: put what a script "
@@ -151,10 +151,14 @@ def _module_name(target: Target) -> tuple[str, Path]:
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path()
         others = sorted(p.name for p in folder.glob("*.py"))
-        raise Failed(f"there is no file {target.source!r}{near(path.name, others)}; Python files there: {listed(others)}")
+        raise Failed(
+            f"there is no file {target.source!r}{near(path.name, others)}; Python files there: {listed(others)}"
+        )
     path = path.resolve()
     if "." in path.stem:
-        raise Failed(f"{path.name} cannot be imported, because of the dot in its name: call it {path.stem.replace('.', '_')}.py")
+        raise Failed(
+            f"{path.name} cannot be imported, because of the dot in its name: call it {path.stem.replace('.', '_')}.py"
+        )
     parts, folder = [path.stem], path.parent
     while (folder / "__init__.py").is_file():  # a file of a package is imported as part of it
         parts, folder = [folder.name, *parts], folder.parent
@@ -173,12 +177,9 @@ def _check_is(module: ModuleType, name: str, path: Path) -> None:
         )
 
 
-def _users_fault(error: Exception) -> tuple[str, Any, str]:
-    """What the user's own code raised: the last line, the exit code, and the frames before it."""
-    from gworker.cli.exits import Code
-
-    text = own_frames("".join(traceback.format_exception(error)))
-    return "", Code.USAGE, text
+def _users_fault(error: Exception) -> Failed:
+    """What the user's own code raised, with its frames and no others."""
+    return Failed("", user_traceback=own_frames("".join(traceback.format_exception(error))))
 
 
 # --- apps --------------------------------------------------------------------------------------------------------
@@ -208,7 +209,9 @@ def _app_of(target: Target, module: ModuleType) -> App:
             for name in sorted(distinct.values())
         )
         raise Failed(f"{target.source} has several apps; say which one:\n{choices}")
-    names = [n for n, v in vars(module).items() if not n.startswith("_") and getattr(v, "__module__", "") == module.__name__]
+    names = [
+        n for n, v in vars(module).items() if not n.startswith("_") and getattr(v, "__module__", "") == module.__name__
+    ]
     raise Failed(
         f'{target.source} has no app: write app = gw.App("name") and put @app.cls() above a class. It defines: '
         f"{listed(names)}"

@@ -72,7 +72,7 @@ class Controller:
         self._pools: dict[PoolKey, Pool] = {}
         self._keepers: dict[str, Keeper] = {}
         self._deployed: dict[str, DeployedClass] = {}
-        self._bounds: dict[tuple[str, str], dict[str, int]] = {}
+        self._bounds: dict[tuple[str, str], dict[str, Any]] = {}
         self._next_number = 1
         self._epoch = os.urandom(4).hex()
         self._wake = asyncio.Event()
@@ -211,7 +211,8 @@ class Controller:
             p for k, p in self._pools.items() if (k.class_name, k.variant) == (class_name, variant) and not p.retired
         ]
         asked = {"min_workers": min_workers, "max_workers": max_workers}
-        wanted = self._bounds.get((class_name, variant), {}) | {k: v for k, v in asked.items() if v is not None}
+        wanted: dict[str, Any] = dict(self._bounds.get((class_name, variant), {}))
+        wanted |= {name: bound for name, bound in asked.items() if bound is not None}
         now = pools[0].definition.options if pools else self._declared[class_name]
         bounds = now.replace(**wanted)
         self._bounds[class_name, variant] = wanted
@@ -230,8 +231,11 @@ class Controller:
         changes = self._bounds.get((key.class_name, key.variant))
         return definition if not changes else replace(definition, options=replace(definition.options, **changes))
 
-    async def stop(self, drain: bool) -> None:
-        """Stop every worker, drained or not; returns when their processes are gone."""
+    async def stop(self, drain: bool, grace_s: float | None = None) -> None:
+        """Stop every worker, drained or not; returns when their processes are gone.
+
+        `grace_s` is the most that running inputs get, where that is less than `drain_timeout_s`.
+        """
         self._stopping = True
         for pool in self._pools.values():
             pool.closing = f"the app {self._boot.app_name!r} is being stopped"
@@ -242,7 +246,7 @@ class Controller:
                 keeper.worker.state = WorkerState.DRAINING  # its end is wanted
                 keeper.kill()
             elif not keeper.worker.draining:
-                self._background(keeper.drain("the app is stopped"))
+                self._background(keeper.drain("the app is stopped", grace_s))
         await asyncio.gather(*(keeper.gone.wait() for keeper in keepers))
         if self._journal is not None:
             self._journal.erase()

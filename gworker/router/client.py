@@ -91,9 +91,7 @@ class AppClient:
         found: dict[str, int] = ray.get(self.controller.generations.remote(), timeout=ANSWER_S)
         return found
 
-    def scale(
-        self, class_name: str, variant: str, min_workers: int | None, max_workers: int | None
-    ) -> tuple[int, int]:
+    def scale(self, class_name: str, variant: str, min_workers: int | None, max_workers: int | None) -> tuple[int, int]:
         """Change how many workers a class may have; the bounds as they are then. Raises NotFound, InvalidDefinition."""
         bounds: tuple[int, int] = _answer(self.controller.scale.remote(class_name, variant, min_workers, max_workers))
         return bounds
