@@ -9,10 +9,11 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
+    from gworker import openai
     from gworker.app import App
     from gworker.call import Call, gather
     from gworker.context import CallContext, current_attempt_number, current_call
-    from gworker.decorators import batched, concurrent, method, on_enter, on_exit
+    from gworker.decorators import asgi_app, batched, concurrent, method, on_enter, on_exit
     from gworker.errors import (
         AuthenticationError,
         BatchResultError,
@@ -63,6 +64,7 @@ __all__ = [
     "StartupFailed",
     "Unschedulable",
     "WorkerLost",
+    "asgi_app",
     "batched",
     "concurrent",
     "current_attempt_number",
@@ -71,6 +73,7 @@ __all__ = [
     "method",
     "on_enter",
     "on_exit",
+    "openai",
     "parameter",
 ]
 
@@ -79,7 +82,7 @@ _HOMES = {
     "app": ("App",),
     "call": ("Call", "gather"),
     "context": ("CallContext", "current_attempt_number", "current_call"),
-    "decorators": ("batched", "concurrent", "method", "on_enter", "on_exit"),
+    "decorators": ("asgi_app", "batched", "concurrent", "method", "on_enter", "on_exit"),
     "errors": (
         "AuthenticationError",
         "BatchResultError",
@@ -108,6 +111,8 @@ _HOME_OF = {name: f"gworker.{module}" for module, names in _HOMES.items() for na
 
 
 def __getattr__(name: str) -> typing.Any:
+    if name == "openai":
+        return importlib.import_module("gworker.openai")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'gworker' has no attribute {name!r}")
     value = globals()[name] = getattr(importlib.import_module(_HOME_OF[name]), name)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
 from gworker import clock, context, streaming
+from gworker.awaiting import Awaited
 from gworker.call import Call
 from gworker.functions import MethodSpec
 from gworker.local import local_instance
@@ -99,6 +100,8 @@ class _Bound:
     def _run_locally(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         handle = self._handle
         cls = handle._cls
+        if self._spec.asgi:
+            raise TypeError(f"{self._label} makes an ASGI application, which runs in workers, behind the gateway only")
         bound = self._spec.bind(cls.name, args, kwargs)
         instance = local_instance(cls.spec, handle._values.worker_key, handle._values.worker)
         return instance.call(self._spec, handle._values.call, bound)
@@ -170,11 +173,14 @@ class Remote(_Way[P, R]):
     async def aio(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The same for `await`. Cancelling the task that awaits it cancels the call."""
         self._bound._refuse_deadlock("remote", blocks=False)
-        call = self._bound._spawn(args, kwargs)
+        sink = Awaited()
+        router, call = self._bound._send(args, kwargs, sink)
         try:
-            return await call
+            result: R = await sink.result()
+            return result
         except BaseException:
-            call.cancel()
+            if not call.done:
+                router.cancel(call)
             raise
 
 

@@ -13,7 +13,7 @@ from gworker.app import App
 from gworker.bound import BoundGenerator, BoundMethod
 from gworker.errors import InvalidDefinition
 from gworker.functions import MethodSpec
-from gworker.handle import Cls, DeployedCls, Handle
+from gworker.handle import Cls, DeployedCls
 from gworker.http.problems import Problem
 from gworker.http.schema import MethodSchema, hints_from_texts, resolve_hints
 from gworker.observe.status import AppStatus
@@ -29,15 +29,14 @@ _KEPT_HANDLES = 256
 Bound = BoundMethod[..., Any] | BoundGenerator[..., Any]
 
 
-class Endpoint:
-    """One method of one class. `bound` gives it ready to call, for one set of class parameters."""
+class Target:
+    """A method that requests reach. `kept` and `make` give it ready to call, for one set of class parameters."""
 
-    def __init__(self, cls: Cls, method: MethodSpec, schema: MethodSchema, default_deadline_s: float) -> None:
+    def __init__(self, cls: Cls, method: MethodSpec, default_deadline_s: float) -> None:
         self.cls = cls
         self.method = method
-        self.schema = schema
         self.name = f"{cls.name}.{method.name}"
-        self.path = f"/v1/{cls.name}/{method.name}"
+        self.parameters_key = "parameters"
         self._default_deadline_s = default_deadline_s
         self._plain: Bound | None = None
         self._kept: OrderedDict[bytes, Bound] = OrderedDict()
@@ -57,7 +56,7 @@ class Endpoint:
         try:
             handle = self.cls(**parameters)
         except InvalidDefinition as error:
-            where = f"#/{self.schema.parameters_key or 'parameters'}"
+            where = f"#/{self.parameters_key}"
             raise Problem(
                 422,
                 "invalid-arguments",
@@ -83,6 +82,16 @@ def _key(parameters: Mapping[str, Any]) -> bytes | None:
         return None
 
 
+class Endpoint(Target):
+    """A method with a path of its own, and the JSON it takes and gives."""
+
+    def __init__(self, cls: Cls, method: MethodSpec, schema: MethodSchema, default_deadline_s: float) -> None:
+        super().__init__(cls, method, default_deadline_s)
+        self.schema = schema
+        self.path = f"/v1/{cls.name}/{method.name}"
+        self.parameters_key = schema.parameters_key or "parameters"
+
+
 class Catalog:
     """The classes of an app: of one defined in this process, or of a deployed one that is known by its name.
 
@@ -93,31 +102,38 @@ class Catalog:
         self._app = App(app) if isinstance(app, str) else app
         self._deployed = isinstance(app, str)
         self._default_deadline_s = default_deadline_s
-        self._versions: dict[str, int] = {}
+        self._versions: dict[str, int] | None = None
         self.name = self._app.name
         self.classes: dict[str, Cls] = {}
         self.endpoints: dict[str, Endpoint] = {}
+        self.mounts: dict[str, Target] = {}
         self.load()
 
     def load(self) -> bool:
         """Read the classes again; whether there was something new. Blocks. Raises NotFound for an unknown app."""
         versions = self._read_versions()
-        if versions == self._versions and self.endpoints:
+        if versions == self._versions:
             return False
         classes = self._read_classes(versions)
-        endpoints = {}
+        endpoints: dict[str, Endpoint] = {}
+        mounts: dict[str, Target] = {}
         for cls in classes.values():
-            for endpoint in self._endpoints(cls):
+            for method in cls.spec.methods.values():
+                if method.asgi:
+                    mounts[cls.name] = Target(cls, method, self._default_deadline_s)
+                    continue
+                schema = MethodSchema(f"{cls.name}.{method.name}", method, _hints(cls, method), cls.spec.parameters)
+                endpoint = Endpoint(cls, method, schema, self._default_deadline_s)
                 endpoints[endpoint.path] = endpoint
-        self._versions, self.classes, self.endpoints = versions, classes, endpoints
+        self._versions, self.classes, self.endpoints, self.mounts = versions, classes, endpoints, mounts
         return True
 
     def warm(self) -> None:
         """Have the app running and its default pools known, so that no request blocks the event loop. Blocks."""
         self._app.client()
-        for endpoint in self.endpoints.values():
-            if all(p.default is not MISSING for p in endpoint.cls.spec.parameters.values()):
-                endpoint.make({})
+        for target in (*self.endpoints.values(), *self.mounts.values()):
+            if all(p.default is not MISSING for p in target.cls.spec.parameters.values()):
+                target.make({})
 
     def status(self) -> AppStatus:
         """The app at this moment. Blocks."""
@@ -132,15 +148,6 @@ class Catalog:
         if self._deployed:
             return {name: Cls.from_name(self.name, name) for name in versions}
         return dict(self._app.classes)
-
-    def _endpoints(self, cls: Cls) -> list[Endpoint]:
-        spec = cls.spec
-        made = []
-        for method in spec.methods.values():
-            label = f"{cls.name}.{method.name}"
-            schema = MethodSchema(label, method, _hints(cls, method), spec.parameters)
-            made.append(Endpoint(cls, method, schema, self._default_deadline_s))
-        return made
 
 
 def _hints(cls: Cls, method: MethodSpec) -> dict[str, Any]:
@@ -157,8 +164,3 @@ def _class_of_deployed(cls: DeployedCls) -> type | None:
     except Exception as error:
         log.info("the class %s cannot be had in this process (%s): its types are read from texts", cls.name, error)
         return None
-
-
-def handle_of(bound: Bound) -> Handle:
-    """The handle that a method was taken from."""
-    return bound._handle

@@ -14,11 +14,12 @@ from ray.exceptions import RayError
 
 from gworker.errors import AuthenticationError, GWorkerError, PoolUnavailable
 from gworker.http import pages
-from gworker.http.catalog import Catalog
+from gworker.http.catalog import Catalog, Target
 from gworker.http.exchange import ClientGone, Exchange, Scope
 from gworker.http.guard import Guard, challenge
 from gworker.http.invoke import invoke
 from gworker.http.metrics import Metrics
+from gworker.http.mounts import pass_on
 from gworker.http.problems import Problem, problem_of
 
 log = logging.getLogger("gworker.http")
@@ -58,6 +59,7 @@ class Edge:
         if scope["type"] == "http":
             await self._answer(scope, receive, send)
         elif scope["type"] == "websocket":
+            await receive()
             await send({"type": "websocket.close", "code": 1003, "reason": "no route takes web sockets"})
         else:
             await self._app(scope, receive, send)
@@ -89,12 +91,22 @@ class Edge:
         if handler is not None:
             exchange.route = path
             await handler(exchange)
+        elif (target := self._mount(path)) is not None:
+            exchange.route = target.name
+            # The gateway's own token is nothing for the application to know.
+            await pass_on(target, exchange, keep_token=not self._guard.asks_for_token, debug=self._debug)
         elif path.startswith("/v1/") and path not in pages.PATHS:
             raise unknown(self._catalog, path)
         else:
             if path in pages.PATHS:
                 exchange.route = path
+            exchange.scope["gworker.request_id"] = exchange.request_id
             await self._app(exchange.scope, exchange.receive, exchange.send)
+
+    def _mount(self, path: str) -> Target | None:
+        if not self._catalog.mounts or not path.startswith("/v1/"):
+            return None
+        return self._catalog.mounts.get(path.split("/", 3)[2])
 
     async def _failed(self, exchange: Exchange, error: Exception) -> None:
         problem = self._problem(exchange, error)
@@ -130,6 +142,6 @@ def unknown(catalog: Catalog, path: str) -> Problem:
         known = ", ".join(sorted(catalog.classes)) or "none"
         detail = f"the app {catalog.name!r} has no class {class_name!r}; it has: {known}"
         return Problem(404, "not-found", "Not found", detail, classes=sorted(catalog.classes))
-    methods = sorted(cls.spec.methods)
+    methods = sorted(name for name, method in cls.spec.methods.items() if not method.asgi)
     detail = f"{class_name} has no method {path.split('/', 3)[-1]!r}; it has: {', '.join(methods)}"
     return Problem(404, "not-found", "Not found", detail, methods=methods)

@@ -7,7 +7,7 @@ import gzip
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
 from gworker.http.problems import MEDIA_TYPE, Problem, status_problem
@@ -65,24 +65,13 @@ class Exchange:
         declared = self.headers.get(b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > self.max_body:
             raise self._too_large()
-        task = asyncio.current_task()
-        assert task is not None
-        slow = _Alarm(self.body_timeout_s, task)
-        try:
-            message = await self._receive()
-            if not message.get("more_body", False) and message["type"] == "http.request":
-                body: bytes = message.get("body", b"")
-                if len(body) > self.max_body:
-                    raise self._too_large()
-                return body
-            return await self._rest_of_body(message)
-        except asyncio.CancelledError:
-            if slow.rang():
-                detail = f"the body was not complete after {self.body_timeout_s:g} s"
-                raise status_problem(408, detail, {"Connection": "close"}) from None
-            raise
-        finally:
-            slow.stop()
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            body: bytes = message.get("body", b"")
+            if len(body) > self.max_body:
+                raise self._too_large()
+            return body
+        return await self._rest_of_body(message)
 
     async def _rest_of_body(self, message: Message) -> bytes:
         parts, size = [], 0
@@ -126,57 +115,31 @@ class Exchange:
         await self.answer(problem.status, problem.body(self.request_id), MEDIA_TYPE, headers)
 
 
-class _Alarm:
-    """Cancels a task when a time is over; `rang` tells its own cancellation from anybody else's."""
-
-    __slots__ = ("_rung", "_task", "_timer")
-
-    def __init__(self, after_s: float, task: asyncio.Task[Any]) -> None:
-        self._task = task
-        self._rung = False
-        self._timer = asyncio.get_running_loop().call_later(after_s, self._ring)
-
-    def _ring(self) -> None:
-        self._rung = True
-        self._task.cancel()
-
-    def rang(self) -> bool:
-        if self._rung:
-            uncancel(self._task)
-        return self._rung
-
-    def stop(self) -> None:
-        self._timer.cancel()
-
-
-def uncancel(task: asyncio.Task[Any]) -> None:
-    """Take one cancellation back, where Python counts them (3.11)."""
-    if hasattr(task, "uncancel"):
-        task.uncancel()
-
-
 class Watch:
-    """Cancels the task that answers a request when its client goes away. Costs a timer; a task only after a while."""
+    """Looks after one request: cancels its task when its body does not come in time, or when its client goes away.
 
-    __slots__ = ("_listener", "_receive", "_task", "_timer", "gone")
+    It costs the request a timer; a task that listens for the client only when the call takes a while.
+    """
+
+    __slots__ = ("_body_timeout_s", "_exchange", "_has_body", "_listener", "_loop", "_task", "_timer", "gone", "slow")
 
     def __init__(self, exchange: Exchange) -> None:
         task = asyncio.current_task()
         assert task is not None
         self.gone = False
+        self.slow = False
+        self._has_body = False
+        self._exchange = exchange
         self._task = task
-        self._receive: Callable[[], Any] = exchange.receive
+        self._loop = task.get_loop()
         self._listener: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._begin)
+        self._timer = self._loop.call_later(_WATCH_AFTER_S, self._look)
 
-    def _begin(self) -> None:
-        self._listener = asyncio.get_running_loop().create_task(self._listen())
-
-    async def _listen(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.gone = True
-        self._task.cancel()
+    def body_came(self) -> None:
+        """The body is complete: from now on the client may only go away."""
+        self._has_body = True
+        if self._listener is None and self._timer.when() < self._loop.time():
+            self._listen()
 
     def stop(self) -> None:
         """Watch no longer."""
@@ -184,11 +147,36 @@ class Watch:
         if self._listener is not None:
             self._listener.cancel()
 
-    def cancelled(self) -> bool:
-        """Whether it was this watch that cancelled the task; takes the cancellation back."""
+    def why_cancelled(self) -> Exception | None:
+        """What a cancellation of the task means, if it was this watch that cancelled it; takes it back."""
+        if not self.gone and not self.slow:
+            return None
+        if hasattr(self._task, "uncancel"):  # Python 3.11 counts cancellations
+            self._task.uncancel()
         if self.gone:
-            uncancel(self._task)
-        return self.gone
+            return ClientGone()
+        limit_s = self._exchange.body_timeout_s
+        return status_problem(408, f"the body was not complete after {limit_s:g} s", {"Connection": "close"})
+
+    def _look(self) -> None:
+        if self._has_body:
+            self._listen()
+        else:
+            self._timer = self._loop.call_later(self._exchange.body_timeout_s - _WATCH_AFTER_S, self._too_slow)
+
+    def _too_slow(self) -> None:
+        if not self._has_body:
+            self.slow = True
+            self._task.cancel()
+
+    def _listen(self) -> None:
+        self._listener = self._loop.create_task(self._wait_for_disconnect())
+
+    async def _wait_for_disconnect(self) -> None:
+        while (await self._exchange.receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        self._task.cancel()
 
 
 def accepts_gzip(headers: Mapping[bytes, bytes]) -> bool:

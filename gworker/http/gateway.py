@@ -14,23 +14,27 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gworker import checks
 from gworker.app import App
-from gworker.http import pages
+from gworker.errors import GWorkerError
+from gworker.http import embeddings, pages
 from gworker.http.catalog import Catalog
 from gworker.http.edge import Edge, Handler
+from gworker.http.embeddings import EmbeddingRoutes
 from gworker.http.guard import Guard, check_token, read_token
 from gworker.http.health import StatusSource
 from gworker.http.metrics import Metrics
 from gworker.http.openapi import OpenApi
-from gworker.http.problems import status_problem
+from gworker.http.problems import MEDIA_TYPE, Problem, problem_of, status_problem
+from gworker.openai import embeddings_of
 
 log = logging.getLogger("gworker.http")
 
@@ -60,7 +64,7 @@ def create_gateway(
     max_body_mb: float = 16,
     body_timeout_s: float = 30,
     default_deadline_s: float = 60,
-) -> FastAPI:
+) -> Gateway:
     """The gateway in front of an app: an ASGI application, for `serve` or any ASGI server.
 
     Args:
@@ -95,16 +99,22 @@ def create_gateway(
         debug=debug,
     )
     handlers: dict[str, Handler] = {}
+    models = embeddings_of(catalog.name)
+    if models:
+        routes = EmbeddingRoutes(models, default_deadline_s, debug=debug)
+        handlers |= {"/v1/embeddings": routes.embeddings, "/v1/models": routes.models}
+        state.openapi.extra_paths |= embeddings.paths()
 
-    gateway = FastAPI(
+    gateway = Gateway(
         title=catalog.name, docs_url=None, redoc_url=None, openapi_url=None, lifespan=lambda _: _lifespan(state)
     )
     gateway.state.gworker = state
     gateway.openapi = state.openapi.document  # type: ignore[method-assign]
     pages.add_to(gateway, state)
-    gateway.add_exception_handler(HTTPException, _as_problem)
-    gateway.add_middleware(
-        Edge,
+    for kind in (HTTPException, Problem, GWorkerError):
+        gateway.add_exception_handler(kind, _as_problem)
+    entry: ASGIApp = Edge(
+        gateway.own_pages,
         catalog=catalog,
         guard=state.guard,
         metrics=state.metrics,
@@ -114,14 +124,29 @@ def create_gateway(
         debug=debug,
     )
     if cors_origins:
-        gateway.add_middleware(
-            CORSMiddleware,
+        entry = CORSMiddleware(
+            entry,
             allow_origins=list(cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "Request-Timeout", "X-Request-ID"],
             expose_headers=["X-Request-ID", "Retry-After"],
         )
+    gateway.entry = entry
     return gateway
+
+
+class Gateway(FastAPI):
+    """A FastAPI application whose requests come in through `entry`; FastAPI has the gateway's own pages."""
+
+    entry: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take a request in."""
+        await self.entry(scope, receive, send)
+
+    async def own_pages(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What a FastAPI application does with a request."""
+        await super().__call__(scope, receive, send)
 
 
 @contextlib.asynccontextmanager
@@ -146,7 +171,10 @@ async def _follow(state: GatewayState) -> None:
             log.info("the app %s could not be asked for its classes: %s", state.catalog.name, error)
 
 
-async def _as_problem(request: Request, error: Exception) -> Any:
-    """What the router of the gateway's own pages refuses, to be answered by the edge."""
-    assert isinstance(error, HTTPException)
-    raise status_problem(error.status_code, f"{request.method} {request.url.path}: {error.detail}", error.headers)
+async def _as_problem(request: Request, error: Exception) -> Response:
+    """The answer to a request for one of the gateway's own pages that was refused or failed."""
+    if isinstance(error, HTTPException):
+        error = status_problem(error.status_code, f"{request.method} {request.url.path}: {error.detail}", error.headers)
+    problem = problem_of(error)
+    body = problem.body(request.scope["gworker.request_id"])
+    return Response(body, problem.status, problem.headers, MEDIA_TYPE.decode())

@@ -6,6 +6,7 @@ import hmac
 import ipaddress
 import os
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -42,6 +43,7 @@ def check_token(token: str, where: str = "token") -> str:
     return token
 
 
+@lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a server that binds to `host`."""
     if host == "localhost":

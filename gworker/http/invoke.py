@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 from gworker.bound import BoundGenerator, BoundMethod
 from gworker.errors import DeadlineExceeded
 from gworker.http.catalog import Bound, Endpoint
-from gworker.http.exchange import ClientGone, Exchange, Watch
+from gworker.http.exchange import Exchange, Watch
 from gworker.http.problems import Problem, problem_of, status_problem
 from gworker.http.values import Arrays, to_json
 
@@ -29,31 +29,33 @@ async def invoke(endpoint: Endpoint, exchange: Exchange, *, debug: bool = False)
         raise status_problem(405, f"{endpoint.path} is called with POST", {"Allow": "POST"})
     arrays = _arrays(exchange)
     framing = _framing(exchange) if endpoint.method.is_generator else None
-    body = await exchange.body()
-    if body:
-        check_media_type(exchange)
-    args, kwargs, parameters = endpoint.schema.read(body)
-    bound = endpoint.kept(parameters)
-    if bound is None:
-        bound = await asyncio.to_thread(endpoint.make, parameters)
-    bound = with_deadline(bound, exchange)
     watch = Watch(exchange)
     try:
-        if framing is None:
-            assert isinstance(bound, BoundMethod)
-            try:
-                result = await bound.remote.aio(*args, **kwargs)
-            except Exception as error:
-                raise problem_of(error, debug=debug) from error
-            watch.stop()
-            await exchange.answer(200, b'{"result":' + to_json(result, arrays) + b"}", _JSON)
-        else:
+        body = await exchange.body()
+        watch.body_came()
+        if body:
+            check_media_type(exchange)
+        args, kwargs, parameters = endpoint.schema.read(body)
+        bound = endpoint.kept(parameters)
+        if bound is None:
+            bound = await asyncio.to_thread(endpoint.make, parameters)
+        bound = with_deadline(bound, exchange)
+        if framing is not None:
             assert isinstance(bound, BoundGenerator)
             await framing(exchange, arrays, debug).send(bound.stream.aio(*args, **kwargs))
+            return
+        assert isinstance(bound, BoundMethod)
+        try:
+            result = await bound.remote.aio(*args, **kwargs)
+        except Exception as error:
+            raise problem_of(error, debug=debug) from error
+        watch.stop()
+        await exchange.answer(200, b'{"result":' + to_json(result, arrays) + b"}", _JSON)
     except asyncio.CancelledError:
-        if watch.cancelled():
-            raise ClientGone from None
-        raise
+        reason = watch.why_cancelled()
+        if reason is None:
+            raise
+        raise reason from None
     finally:
         watch.stop()
 

@@ -98,7 +98,7 @@ def problem_of(error: BaseException, *, debug: bool = False) -> Problem:
             _kebab(name),
             title,
             _detail(str(error), debug) or title,
-            retryable=error.retryable or wait_s is not None,
+            retryable=error.retryable,
             headers=headers,
             **members,
         )
@@ -117,9 +117,12 @@ def problem_of(error: BaseException, *, debug: bool = False) -> Problem:
 
 
 def without_traceback(text: str) -> str:
-    """`text` up to the traceback in it, if there is one."""
-    head, found, _ = text.partition(_TRACEBACK)
-    return head.rstrip(" \n:-") if found else text
+    """`text` with nothing left of the traceback in it, if there is one, but its last line: what was raised."""
+    head, found, rest = text.partition(_TRACEBACK)
+    if not found:
+        return text
+    last = rest.rstrip().rpartition("\n")[2].strip()
+    return f"{head.rstrip(' :-' + chr(10))}: {last}" if head.strip() else last
 
 
 def _detail(text: str, debug: bool) -> str:

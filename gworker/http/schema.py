@@ -18,6 +18,7 @@ from gworker.parameters import MISSING, Parameter
 _EMPTY = inspect.Signature.empty
 _POSITIONAL_ONLY = inspect.Parameter.POSITIONAL_ONLY
 _VAR_POSITIONAL = inspect.Parameter.VAR_POSITIONAL
+_BY_POSITION = (_POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, _VAR_POSITIONAL)
 _VAR_KEYWORD = inspect.Parameter.VAR_KEYWORD
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]
@@ -34,7 +35,10 @@ class MethodSchema:
         self.summary, self.description = _texts(hints.get("__doc__"))
         taken = method.signature.parameters
         self.parameters_key = parameters_key(taken) if parameters else ""
-        self._spread = [p for p in taken.values() if p.kind in (_POSITIONAL_ONLY, _VAR_POSITIONAL)]
+        # What comes before *args can only be given by position.
+        has_rest = any(p.kind is _VAR_POSITIONAL for p in taken.values())
+        by_position = _BY_POSITION if has_rest else (_POSITIONAL_ONLY,)
+        self._spread = [p for p in taken.values() if p.kind in by_position]
         self.defaults = {p.name: p.default for p in taken.values() if p.default is not _EMPTY}
         self.parameter_defaults = {p.name: p.default for p in parameters.values() if p.default is not MISSING}
         fields = {name: _field(p, self._hint(name, hints)) for name, p in taken.items() if p.kind is not _VAR_KEYWORD}
@@ -65,8 +69,8 @@ class MethodSchema:
         for param in self._spread:
             if param.kind is _VAR_POSITIONAL:
                 yield from named.pop(param.name, ())
-            elif param.name in named:
-                yield named.pop(param.name)
+            else:
+                yield named.pop(param.name, param.default)
 
     def _hint(self, name: str, hints: Mapping[str, Any]) -> Any:
         hint = hints.get(name, Any)

@@ -40,7 +40,8 @@ class GatewayServer:
 
     `bound` is a socket to listen on, which other processes may listen on as well; it is closed at the end.
 
-    >>> # with GatewayServer(create_gateway(app), port=0) as server: httpx.get(server.url + "/livez")
+        with GatewayServer(create_gateway(app), port=0) as server:
+            httpx.get(server.url + "/livez")
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class GatewayServer:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=max(1, int(drain_s)),
         )
@@ -146,7 +148,8 @@ class _Server(uvicorn.Server):
 def bind(host: str, port: int) -> socket.socket:
     """A socket at this address, for `GatewayServer(bound=...)`. Raises OSError where it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family)
+    # With its protocol named, because asyncio looks at it before it switches Nagle's algorithm off.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host.strip("[]"), port))

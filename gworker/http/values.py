@@ -141,7 +141,8 @@ def json_type(annotation: Any) -> Any:
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         annotated: Any = Annotated
-        return annotated[(json_type(args[0]), *annotation.__metadata__)]
+        inner = (json_type(args[0]), *annotation.__metadata__)
+        return annotated[inner]
     if origin in (Union, types.UnionType):
         return Union[tuple(json_type(arg) for arg in args)]  # noqa: UP007 - made from a tuple
     if origin is not None and args and origin not in (Literal, typing.Callable, Callable):

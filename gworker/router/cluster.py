@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -72,6 +73,15 @@ def is_ours_alone() -> bool:
 
     node = worker._global_node
     return _is_lent() or (node is not None and bool(node.is_head()))
+
+
+def logs_folder() -> Path:
+    """Where Ray keeps the logs of its session on this node."""
+    from ray._private import worker
+
+    node = worker._global_node
+    assert node is not None
+    return Path(node.get_logs_dir_path())
 
 
 def is_alive() -> bool:

@@ -23,7 +23,9 @@ from typing import Any
 import ray
 
 from gworker import clock, context
+from gworker.observe.logs import LogFile, folder_of, record_this_process
 from gworker.probe import Probe, Verdict, verdict_of
+from gworker.router import cluster
 from gworker.spec import ClassSpec
 from gworker.wire import Payload, Up, decode, encode, pack_exception, unpack
 from gworker.worker.engine import Engine
@@ -207,6 +209,7 @@ class WorkerActor:
         return StartReport(pid, node_id)
 
     def _load(self) -> tuple[Any, dict[str, Any]]:
+        self._record()
         guard_this_process()
         context.become_worker(
             context.WorkerProcess(self._boot.app_name, self._boot.pool, self._boot.controller, False, 0)
@@ -214,6 +217,14 @@ class WorkerActor:
         cls = unpack(self._boot.cls)
         cls.spec  # noqa: B018  # compiled here: it may import much
         return cls, unpack(self._boot.worker_values)
+
+    def _record(self) -> None:
+        """Keep what user code prints and logs, for `gworker logs`."""
+        try:
+            folder = folder_of(cluster.logs_folder(), self._boot.app_name)
+            record_this_process(LogFile(folder, self._boot.worker_id), _running_call)
+        except OSError as error:
+            log.warning("what %s prints is not kept for `gworker logs`: %s", self._boot.worker_id, error)
 
     def _become_worker(self, spec: ClassSpec, threads: UserThreads, defined_as: str) -> None:
         uses_loop = any(m.is_async for m in spec.methods.values()) or any(
@@ -369,6 +380,11 @@ class WorkerActor:
             failed=counters.failed,
             batches=dict(counters.batches),
         )
+
+
+def _running_call() -> str:
+    call = context.current_call_or_none()
+    return "" if call is None else call.id
 
 
 def create_worker(boot: WorkerBoot, options: Mapping[str, Any]) -> Any:
