@@ -155,10 +155,10 @@ def deploy(
 
     Other programs reach it with gw.Cls.from_name(APP, CLASS), and `gworker call`.
     """
-    from gworker.cli import operate
+    from gworker.cli import operate, serving
 
-    gateway = operate.GatewayWish(host, port, token_file, gateways) if http else None
-    operate.deploy(target, name, gateway, as_json=as_json)
+    servers = (serving.Serving(target, host, port, token_file=token_file), gateways) if http else None
+    operate.deploy(target, name, servers, as_json=as_json)
 
 
 @cli.command(epilog=_example("gworker status inference-server --watch"))

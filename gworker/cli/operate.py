@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gworker.cli import cluster, output
+from gworker.cli import cluster, gateways, output
 from gworker.cli.exits import Failed, say
+from gworker.cli.serving import Serving
 from gworker.cli.target import load
 
 if TYPE_CHECKING:
@@ -19,17 +18,7 @@ if TYPE_CHECKING:
 WATCH_EVERY_S = 1.0
 
 
-@dataclass(frozen=True)
-class GatewayWish:
-    """The HTTP servers that `deploy --http` is to run on the cluster."""
-
-    host: str
-    port: int
-    token_file: Path | None
-    count: int
-
-
-def deploy(target: str, name: str | None, gateway: GatewayWish | None, *, as_json: bool) -> None:
+def deploy(target: str, name: str | None, http: tuple[Serving, int] | None, *, as_json: bool) -> None:
     """Deploy the app of a file, and its HTTP servers if wished."""
     output.reserve_stdout()
     if name is not None and not name.strip():
@@ -41,10 +30,9 @@ def deploy(target: str, name: str | None, gateway: GatewayWish | None, *, as_jso
     app.deploy(name=name)
     name = name or app.name
     urls: list[str] = []
-    if gateway is not None:
-        from gworker.cli import gateways
-
-        urls = gateways.start(name, gateway.host, gateway.port, gateway.count, gateway.token_file)
+    if http is not None:
+        serving, count = http
+        urls = gateways.start(name, gateways.Wish(serving.host, serving.port, count, serving.token()))
     if as_json:
         output.emit(output.data({"app": name, "classes": _methods(app), "urls": urls}))
         return
@@ -166,5 +154,6 @@ def stop(app_name: str, *, drain: bool) -> None:
     output.reserve_stdout()
     cluster.deployed(app_name)
     say(f"{'draining' if drain else 'stopping'} {app_name} ...")
+    gateways.stop(app_name)
     App(app_name).stop(drain)
     output.emit(f"stopped {app_name}")
