@@ -114,7 +114,10 @@ def exit_call(token: contextvars.Token[_Running | None]) -> None:
 
 @dataclass
 class WorkerProcess:
-    """What a worker process knows of itself: its app, its pool, how to reach the controller, the user's loop."""
+    """What a worker process knows of itself: its app, its pool, how to reach the controller, the user's loop.
+
+    `defined_as` is the name that the code gives the app, which may be deployed under another one.
+    """
 
     app_name: str
     pool: Any
@@ -123,6 +126,7 @@ class WorkerProcess:
     max_workers: int
     user_loop: asyncio.AbstractEventLoop | None = None
     deployed: bool = False
+    defined_as: str = ""
 
     @property
     def as_waiting(self) -> WaitingPool:

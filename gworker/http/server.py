@@ -40,15 +40,25 @@ def serve(gateway: Any, *, host: str = "127.0.0.1", port: int = 8000, drain_s: f
 class GatewayServer:
     """A server for a gateway. `start` runs it on a thread, `run` on this one; `port=0` takes a free port.
 
-    with GatewayServer(create_gateway(app), port=0) as server:
-        httpx.get(server.url + "/livez")
+    `bound` is a socket to listen on, which other processes may listen on as well; it is closed at the end.
+
+        with GatewayServer(create_gateway(app), port=0) as server:
+            httpx.get(server.url + "/livez")
     """
 
-    def __init__(self, gateway: Any, *, host: str = "127.0.0.1", port: int = 8000, drain_s: float = DRAIN_S) -> None:
+    def __init__(
+        self,
+        gateway: Any,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        drain_s: float = DRAIN_S,
+        bound: socket.socket | None = None,
+    ) -> None:
         state = gateway.state.gworker
         check_binding(host, open_to_all=not state.guard.asks_for_token)
         self.host = host
-        self._socket = _bind(host, port)
+        self._socket = bind(host, port) if bound is None else bound
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
             gateway,
@@ -137,7 +147,8 @@ class _Server(uvicorn.Server):
             self.up_or_ended.set()
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
+    """A socket at this address, for `GatewayServer(bound=...)`. Raises OSError where it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With its protocol named, because asyncio looks at it before it switches Nagle's algorithm off.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from gworker import clock
 from gworker.deaths import death_reason
@@ -88,13 +88,18 @@ class AppClient:
 
     def deployed_class(self, name: str) -> DeployedClass:
         """A class of a deployed app. Raises NotFound."""
-        found: DeployedClass = ray.get(self.controller.deployed_class.remote(name), timeout=ANSWER_S)
+        found: DeployedClass = _answer(self.controller.deployed_class.remote(name))
         return found
 
     def generations(self) -> dict[str, int]:
         """The classes of a deployed app, and the version that each is served in."""
         found: dict[str, int] = ray.get(self.controller.generations.remote(), timeout=ANSWER_S)
         return found
+
+    def scale(self, class_name: str, variant: str, min_workers: int | None, max_workers: int | None) -> tuple[int, int]:
+        """Change how many workers a class may have; the bounds as they are then. Raises NotFound, InvalidDefinition."""
+        bounds: tuple[int, int] = _answer(self.controller.scale.remote(class_name, variant, min_workers, max_workers))
+        return bounds
 
     async def _found_again(self) -> bool:
         """Whether the controller of a deployed app is there, or on its way back."""
@@ -168,6 +173,14 @@ class AppClient:
 def _node_id() -> str:
     found: str = ray.get_runtime_context().get_node_id()
     return found
+
+
+def _answer(reference: Any) -> Any:
+    """What the controller answers; what it raises, as it was."""
+    try:
+        return ray.get(reference, timeout=ANSWER_S)
+    except RayTaskError as error:
+        raise error.cause from None  # without the frames of the controller, which say nothing to its caller
 
 
 _clients: dict[str, AppClient] = {}

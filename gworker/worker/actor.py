@@ -24,8 +24,9 @@ import ray
 
 from gworker import clock, context
 from gworker.code import use_code
+from gworker.observe.logs import LogFile, folder_of, record_this_process
 from gworker.probe import Probe, Verdict, verdict_of
-from gworker.router import deployment
+from gworker.router import cluster, deployment
 from gworker.router.membership import DirectAddress
 from gworker.spec import ClassSpec
 from gworker.wire import Payload, Up, decode, encode, pack_exception, unpack
@@ -203,10 +204,11 @@ class WorkerActor:
         pid, node_id = os.getpid(), ray.get_runtime_context().get_node_id()
         try:
             loader = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="gworker-load")
-            spec, values = await self._loop.run_in_executor(loader, self._load)
+            cls, values = await self._loop.run_in_executor(loader, self._load)
             loader.shutdown(wait=False)
+            spec: ClassSpec = cls.spec
             threads = UserThreads(spec.max_inputs)
-            self._become_worker(spec, threads)
+            self._become_worker(spec, threads, cls.app.name)
             self._instance = Instance(spec, values, threads)
             await self._instance.enter()
         except BaseException as error:
@@ -217,16 +219,27 @@ class WorkerActor:
         self._listener = DirectListener(self._engine)
         return StartReport(pid, node_id, direct=await self._listener.open())
 
-    def _load(self) -> tuple[ClassSpec, dict[str, Any]]:
+    def _load(self) -> tuple[Any, dict[str, Any]]:
+        self._record()
         guard_this_process()
         if self._boot.code:
             use_code(deployment.stored_code(self._boot.app_name, self._boot.code))
         context.become_worker(
             context.WorkerProcess(self._boot.app_name, self._boot.pool, self._boot.controller, False, 0)
         )
-        return unpack(self._boot.cls).spec, unpack(self._boot.worker_values)
+        cls = unpack(self._boot.cls)
+        cls.spec  # noqa: B018  # compiled here: it may import much
+        return cls, unpack(self._boot.worker_values)
 
-    def _become_worker(self, spec: ClassSpec, threads: UserThreads) -> None:
+    def _record(self) -> None:
+        """Keep what user code prints and logs, for `gworker logs`."""
+        try:
+            folder = folder_of(cluster.logs_folder(), self._boot.app_name)
+            record_this_process(LogFile(folder, self._boot.worker_id), _running_call)
+        except OSError as error:
+            log.warning("what %s prints is not kept for `gworker logs`: %s", self._boot.worker_id, error)
+
+    def _become_worker(self, spec: ClassSpec, threads: UserThreads, defined_as: str) -> None:
         uses_loop = any(m.is_async for m in spec.methods.values()) or any(
             h.is_async for h in (*spec.enter_hooks, *spec.exit_hooks)
         )
@@ -239,6 +252,7 @@ class WorkerActor:
                 max_workers=spec.options.max_workers,
                 user_loop=threads.user_loop.loop if uses_loop else None,
                 deployed=self._boot.orphaned_s is not None,
+                defined_as=defined_as,
             )
         )
 
@@ -388,6 +402,11 @@ class WorkerActor:
             failed=counters.failed,
             batches=dict(counters.batches),
         )
+
+
+def _running_call() -> str:
+    call = context.current_call_or_none()
+    return "" if call is None else call.id
 
 
 # The truth, the `repr` and the `str` of what a probe gives are user code: not for the loop that carries control.
