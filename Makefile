@@ -70,6 +70,8 @@ imports: $(STAMP)    ## the floors of the architecture
 bench: $(STAMP)      ## calls and recovery beside a bare Ray actor
 	$(BIN)/python benchmarks/calls.py
 	$(BIN)/python benchmarks/recovery.py
+	$(BIN)/python benchmarks/updates.py
+	$(BIN)/python benchmarks/control.py
 
 docs: $(STAMP)       ## the documentation, in docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
