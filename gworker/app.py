@@ -26,7 +26,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayError
 from typing_extensions import Never, dataclass_transform
 
-from gworker import context
+from gworker import context, termination
 from gworker.code import pack_code
 from gworker.control.controller import ControllerBoot, create_controller
 from gworker.control.rollout import Phase, Progress
@@ -40,7 +40,7 @@ from gworker.probe import Probe
 from gworker.retries import Retries
 from gworker.router import deployment
 from gworker.router.client import ANSWER_S, AppClient, deployed_client
-from gworker.router.cluster import have_ray, is_ours_alone, started_here
+from gworker.router.cluster import have_ray, is_alive, is_ours_alone, started_here
 from gworker.router.membership import DeployedClass, PoolDefinition, PoolKey
 from gworker.router.router import EXPLAIN_AFTER_S
 from gworker.wire import pack, pack_by_value
@@ -50,6 +50,8 @@ T = TypeVar("T")
 
 # How long to wait for the controller of a deployed app to be replaced before it is asked again.
 CONTROLLER_BACK_S = 0.5
+# How often a drain looks whether Ray is still there.
+RAY_GONE_S = 2.0
 _UNSET: Any = object()
 
 _apps: dict[str, App] = {}
@@ -86,11 +88,13 @@ class App:
                 app.classes = {}
                 app._generations = {}
                 app._running = None
+                app._deployed_as = None
                 app._lock = threading.RLock()
             return app
 
     _generations: dict[str, int]
     _running: AppClient | None
+    _deployed_as: str | None
     _lock: threading.RLock
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -227,23 +231,35 @@ class App:
     def _found(self) -> AppClient | None:
         """The app where it runs already: around this worker, or deployed in the cluster."""
         worker = context.this_worker()
-        if worker is not None and worker.app_name == self.name and not worker.deployed:
+        if worker is not None and worker.app_name == self._cluster_name and not worker.deployed:
             return AppClient(self.name, worker.controller)
         have_ray()
-        if deployment.find_controller(self.name) is None:
+        if deployment.find_controller(self._cluster_name) is None:
             return None
-        client = deployed_client(self.name)
+        client = deployed_client(self._cluster_name)
         self._follow(client)
         return client
+
+    @property
+    def _cluster_name(self) -> str:
+        """What the app is called in the cluster: it may be deployed under another name than its code gives."""
+        worker = context.this_worker()
+        if worker is not None and worker.defined_as == self.name:
+            return worker.app_name
+        return self._deployed_as or self.name
 
     def _follow(self, client: AppClient) -> None:
         """Have the classes of this process stand for those that are deployed."""
         for cls in self.classes.values():
             cls.generation = 0
         atexit.register(self._at_exit)
+        if context.this_worker() is None:
+            termination.obey()
 
-    def deploy(self) -> None:
+    def deploy(self, *, name: str | None = None) -> None:
         """Run the app apart from this process: its controller and workers stay, and other programs call it by name.
+
+        `name` is what it is called there (its own name).
 
         What is deployed already under this name is updated without failing a call: new workers come up first, then the
         old ones drain; where there is no room for both, one is replaced at a time while calls wait. Returns once the
@@ -255,23 +271,24 @@ class App:
             raise RuntimeError(f"App({self.name!r}).deploy() was called inside a worker: deploy from a program")
         if self._running is not None and not self._running.deployed:
             self.stop()
+        self._deployed_as = name or self._deployed_as
         have_ray()
         if is_ours_alone():
             log.warning(
                 "%s is deployed into a Ray that belongs to this process and ends with it: start a cluster first, "
                 "with `ray start --head`",
-                self.name,
+                self._cluster_name,
             )
         controller = create_controller(self._boot(deployed=True))
         modules = [sys.modules[cls.user_cls.__module__] for cls in self.classes.values() if importable_cls(cls)]
         code = pack_code(modules)
         if code is not None:
-            deployment.store_code(self.name, code)
+            deployment.store_code(self._cluster_name, code)
         digest = "" if code is None else code.digest
-        deployed = {name: _deployable(cls, digest, modules) for name, cls in self.classes.items()}
+        deployed = {key: _deployable(cls, digest, modules) for key, cls in self.classes.items()}
         version: int = ray.get(controller.deploy.remote(deployed))
         with self._lock:
-            self._running = deployed_client(self.name)
+            self._running = deployed_client(self._cluster_name)
             self._follow(self._running)
         self._wait_for_update(self._running, version)
 
@@ -290,7 +307,7 @@ class App:
 
     def _boot(self, *, deployed: bool) -> ControllerBoot:
         return ControllerBoot(
-            app_name=self.name,
+            app_name=self._cluster_name if deployed else self.name,
             gpu_optional=_gpu_is_optional(),
             cluster_may_grow=not is_ours_alone(),
             classes={name: cls.spec.options for name, cls in self.classes.items()},
@@ -303,6 +320,7 @@ class App:
         client = AppClient(self.name, controller)
         # Registered now, after Ray was imported, so that it runs before Ray's own exit hook.
         atexit.register(self._at_exit)
+        termination.obey()
         return client
 
     def _raise_floors(self, client: AppClient) -> None:
@@ -344,7 +362,8 @@ class App:
     def _running_or_deployed(self) -> AppClient | None:
         if self._running is not None or not ray.is_initialized():
             return self._running
-        return None if deployment.find_controller(self.name) is None else deployed_client(self.name)
+        name = self._cluster_name
+        return None if deployment.find_controller(name) is None else deployed_client(name)
 
     def stop(self, drain: bool = True) -> None:
         """Stop the app's workers and wait until they are gone. Calls that still wait end with PoolUnavailable.
@@ -367,14 +386,22 @@ class App:
         finally:
             running.lost = True
             running.close(PoolUnavailable(f"the app {self.name!r} was stopped"))
-            ray.kill(running.controller)
+            if is_alive():
+                ray.kill(running.controller)
 
     def _stop_workers(self, running: AppClient, drain: bool) -> None:
         try:
-            ray.get(running.controller.stop.remote(drain))
+            with termination.undisturbed():
+                stopped = running.controller.stop.remote(drain, termination.left_for_inputs_s())
+                while not ray.wait([stopped], timeout=RAY_GONE_S)[0]:
+                    if not is_alive():  # who ended this process may have ended its Ray as well
+                        log.warning("%s: Ray has ended before the workers were drained", self.name)
+                        return
+                ray.get(stopped)
         except KeyboardInterrupt:
             log.warning("interrupted again: the workers of %s are killed without draining", self.name)
-            ray.get(running.controller.stop.remote(False), timeout=ANSWER_S)
+            with termination.undisturbed():
+                ray.get(running.controller.stop.remote(False), timeout=ANSWER_S)
             raise
         except RayError:
             log.warning("the controller of %s was gone before it could stop its workers", self.name)
@@ -383,8 +410,8 @@ class App:
         running = self._running
         if running is None or not ray.is_initialized():
             return
-        # After Ctrl-C only what runs is finished. Python keeps what ended the script in `sys.last_type`.
-        interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
+        # After Ctrl-C and SIGTERM only what runs is finished. Python keeps what ended the script in `sys.last_type`.
+        interrupted = termination.asked() or getattr(sys, "last_type", None) is KeyboardInterrupt
         try:
             if not interrupted:
                 if running.unfinished:

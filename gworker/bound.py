@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
 from gworker import clock, context, streaming
+from gworker.awaiting import Awaited
 from gworker.call import Call
 from gworker.context import WaitingPool
 from gworker.functions import MethodSpec
@@ -107,6 +108,8 @@ class _Bound:
     def _run_locally(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         handle = self._handle
         cls = handle._cls
+        if self._spec.asgi:
+            raise TypeError(f"{self._label} makes an ASGI application, which runs in workers, behind the gateway only")
         bound = self._spec.bind(cls.name, args, kwargs)
         instance = local_instance(cls.spec, handle._values.worker_key, handle._values.worker)
         return instance.call(self._spec, handle._values.call, bound)
@@ -184,11 +187,14 @@ class Remote(_Way[P, R]):
     async def aio(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The same for `await`. Cancelling the task that awaits it cancels the call."""
         waiting = self._bound._refuse_deadlock("remote", blocks=False)
-        call = self._bound._spawn(args, kwargs, waiting)
+        sink = Awaited()
+        router, call = self._bound._send(args, kwargs, sink, waiting=waiting)
         try:
-            return await call
+            result: R = await sink.result()
+            return result
         except BaseException:
-            call.cancel()
+            if not call.done:
+                router.cancel(call)
             raise
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,23 @@ class WaitingPool(NamedTuple):
     alone: bool
 
 
+class Flag:
+    """Up or not. Lighter than an event: nobody waits for it."""
+
+    __slots__ = ("_up",)
+
+    def __init__(self) -> None:
+        self._up = False
+
+    def set(self) -> None:
+        """Put it up, for good."""
+        self._up = True
+
+    def is_set(self) -> bool:
+        """Whether it is up."""
+        return self._up
+
+
 @dataclass(frozen=True)
 class CallContext:
     """The call that runs now. In a batched method it is the batch's, with one context for each input in `inputs`.
@@ -36,7 +52,7 @@ class CallContext:
     method: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     inputs: Sequence[CallContext] = ()
-    _cancelled: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
+    _cancelled: Flag = field(default_factory=Flag, repr=False, compare=False)
     _waiting: tuple[WaitingPool, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -98,7 +114,10 @@ def exit_call(token: contextvars.Token[_Running | None]) -> None:
 
 @dataclass
 class WorkerProcess:
-    """What a worker process knows of itself: its app, its pool, how to reach the controller, the user's loop."""
+    """What a worker process knows of itself: its app, its pool, how to reach the controller, the user's loop.
+
+    `defined_as` is the name that the code gives the app, which may be deployed under another one.
+    """
 
     app_name: str
     pool: Any
@@ -107,6 +126,7 @@ class WorkerProcess:
     max_workers: int
     user_loop: asyncio.AbstractEventLoop | None = None
     deployed: bool = False
+    defined_as: str = ""
 
     @property
     def as_waiting(self) -> WaitingPool:

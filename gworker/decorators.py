@@ -58,6 +58,7 @@ class FunctionMarks:
     enter: bool = False
     exit: bool = False
     batch: BatchSpec | None = None
+    asgi: bool = False
     order: int = 0
 
 
@@ -87,7 +88,39 @@ def method(*bare: Never) -> MethodDecorator:
         marks = marks_of(fn) or FunctionMarks()
         if marks.enter or marks.exit:
             raise _both_method_and_hook(fn, marks)
+        if marks.asgi:
+            raise _asgi_and("@gw.method()", fn)
         return _mark(fn, replace(marks, method=True))
+
+    return mark
+
+
+def asgi_app(*bare: Never) -> Callable[[Hook], Hook]:
+    """Serve routes of your own from the workers: the function returns a FastAPI, Starlette or other ASGI application.
+
+    It is called once when a worker starts, after the `on_enter` hooks, may be `def` or `async def`, and takes no
+    arguments. The gateway passes requests below /v1/{Class}/ on to it; a request takes the place of one input.
+
+    >>> import gworker as gw
+    >>> class Site:
+    ...     @gw.asgi_app()
+    ...     def web(self):
+    ...         from fastapi import FastAPI
+    ...         return FastAPI()
+    """
+    _refuse_arguments("asgi_app", bare)
+
+    def mark(fn: Any) -> Any:
+        _refuse_what_is_no_function("asgi_app", fn)
+        marks = marks_of(fn) or FunctionMarks()
+        for other, is_there in (
+            ("@gw.method()", marks.method),
+            ("@gw.batched(...)", marks.batch is not None),
+            ("a hook's decorator", marks.enter or marks.exit),
+        ):
+            if is_there:
+                raise _asgi_and(other, fn)
+        return _mark(fn, replace(marks, asgi=True))
 
     return mark
 
@@ -169,6 +202,8 @@ def batched(
                 f"{_name(fn)}: a hook cannot be batched, it runs once for each worker: remove @gw.batched, or write "
                 "@gw.method() instead of the hook's decorator"
             )
+        if marks.asgi:
+            raise _asgi_and("@gw.batched(...)", fn)
         if marks.batch is not None:
             raise InvalidDefinition(f"{_name(fn)}: @gw.batched is written twice: keep one of them")
         return _mark(fn, replace(marks, batch=batch))
@@ -246,6 +281,8 @@ def _hook(kind: str, bare: tuple[object, ...]) -> Callable[[Any], Any]:
         marks = replace(marks, enter=True) if kind == "on_enter" else replace(marks, exit=True)
         if marks.method:
             raise _both_method_and_hook(fn, marks)
+        if marks.asgi:
+            raise _asgi_and(f"@gw.{kind}()", fn)
         if marks.batch is not None:
             raise InvalidDefinition(
                 f"{_name(fn)}: a hook cannot be batched, it runs once for each worker: remove @gw.batched, or write "
@@ -273,6 +310,13 @@ def _both_method_and_hook(fn: object, marks: FunctionMarks) -> InvalidDefinition
     return InvalidDefinition(
         f"{_name(fn)}: @gw.method() and @gw.{kind}() cannot be on one function: a hook runs by itself. Keep one, or "
         "write a second function that calls the first"
+    )
+
+
+def _asgi_and(other: str, fn: object) -> InvalidDefinition:
+    return InvalidDefinition(
+        f"{_name(fn)}: @gw.asgi_app() and {other} cannot be on one function: it returns the application that answers "
+        "requests, and runs once when a worker starts. Keep one, or write a second function"
     )
 
 

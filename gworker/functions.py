@@ -15,6 +15,10 @@ from gworker.errors import InvalidDefinition
 _POSITIONAL_OR_KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _POSITIONAL_ONLY = inspect.Parameter.POSITIONAL_ONLY
 _KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
+# How the gateway passes a request on.
+_ASGI_SIGNATURE = inspect.Signature(
+    [inspect.Parameter("scope", _POSITIONAL_OR_KEYWORD), inspect.Parameter("body", _POSITIONAL_OR_KEYWORD)]
+)
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -47,13 +51,17 @@ class _Shape:
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """One remote method. `signature` is without self; `batch` is None for a method that is not batched."""
+    """One remote method. `signature` is without self; `batch` is None for a method that is not batched.
+
+    `asgi` marks the hidden one that stands for an `@gw.asgi_app()` function: it takes a request and streams the answer.
+    """
 
     name: str
     is_async: bool
     is_generator: bool
     batch: BatchSpec | None
     signature: inspect.Signature
+    asgi: bool = False
 
     def bind(
         self, class_name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -162,6 +170,9 @@ def collect_functions(cls: type) -> Functions:
             _check_method(label, methods[name])
         elif marks.batch is not None:
             raise InvalidDefinition(f"{label} is batched but not a method: write @gw.method() above @gw.batched(...)")
+        if marks.asgi:
+            _check_asgi(label, signature, is_generator, [m.name for m in methods.values() if m.asgi])
+            methods[name] = MethodSpec(name, True, True, None, _ASGI_SIGNATURE, asgi=True)
         if marks.enter or marks.exit:
             _check_hook(label, "on_enter" if marks.enter else "on_exit", signature, is_generator)
         if marks.enter:
@@ -240,6 +251,26 @@ def _check_hook(label: str, kind: str, signature: inspect.Signature, is_generato
         raise InvalidDefinition(
             f"{label} is an @gw.{kind}() hook and contains yield, so calling it would run nothing: split it into an "
             "@gw.on_enter() and an @gw.on_exit() function"
+        )
+
+
+def _check_asgi(label: str, signature: inspect.Signature, is_generator: bool, others: list[str]) -> None:
+    name = label.rpartition(".")[2]
+    required = [p.name for p in _required(signature)]
+    if required:
+        raise InvalidDefinition(
+            f"{label} is under @gw.asgi_app() and takes arguments ({', '.join(required)}), but nobody passes any: "
+            f"write def {name}(self), and return the application"
+        )
+    if is_generator:
+        raise InvalidDefinition(
+            f"{label} is under @gw.asgi_app() and contains yield: write def {name}(self) that returns the application; "
+            "what must be closed at the end goes into its lifespan, or into @gw.on_exit()"
+        )
+    if others:
+        raise InvalidDefinition(
+            f"{label}: {others[0]} is under @gw.asgi_app() already, and a class has one application: mount one in the "
+            "other"
         )
 
 

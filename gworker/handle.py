@@ -107,6 +107,22 @@ class Cls:
         variant._spec = self.spec.with_options(**changes)
         return variant
 
+    def scale(self, *, min_workers: int | None = None, max_workers: int | None = None) -> None:
+        """Change how many workers the class may have, now; None leaves a bound as it is.
+
+        A running app follows at once; what is started later, other sets of worker-scoped values among it, has the new
+        bounds from the beginning. They last until the app stops, or is deployed again. Raises InvalidDefinition.
+        """
+        given = {"min_workers": min_workers, "max_workers": max_workers}
+        changes = {name: value for name, value in given.items() if value is not None}
+        if not changes:
+            raise InvalidDefinition(f"{self.name}.scale(): write min_workers=..., max_workers=..., or both")
+        # The types are checked here; whether they go together, by the controller, which knows what holds now.
+        for name, value in changes.items():
+            other = {"min_workers": 0} if name == "max_workers" else {"max_workers": max(1, _as_count(value))}
+            self.spec.options.replace(**other, **{name: value})
+        self.app.client().scale(self.name, self.variant, min_workers, max_workers)
+
     def describe(self) -> str:
         """What was compiled, for people."""
         return self.spec.describe()
@@ -357,6 +373,10 @@ def _default_worker_key(cls: Cls) -> str | None:
     if any(p.default is MISSING for p in worker.values()):
         return None
     return bind_parameters(cls.name, worker, {}).worker_key
+
+
+def _as_count(value: Any) -> int:
+    return value if isinstance(value, int) else 1
 
 
 # --- how a class travels -----------------------------------------------------------------------------------------

@@ -182,7 +182,8 @@ def _describe(spec: ClassSpec) -> Iterator[str]:
     yield spec.name + ("" if is_deployed else f" ({spec.user_cls.__module__}.{spec.user_cls.__qualname__})")
     yield "  methods"
     for method in spec.methods.values():
-        yield f"    {_method_line(method)}"
+        asgi = f"{method.name}   [ASGI application below /v1/{spec.name}/]"
+        yield "    " + (asgi if method.asgi else _method_line(method))
     for kind, hooks in (("on_enter", spec.enter_hooks), ("on_exit", spec.exit_hooks)):
         if hooks:
             yield f"  {kind}: " + ", ".join(f"{h.name} (async)" if h.is_async else h.name for h in hooks)

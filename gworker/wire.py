@@ -159,8 +159,9 @@ def unpack(payload: Payload) -> Any:
 
 
 def _own(buffer: Any) -> Any:
-    # Always a copy: within one process the sender may still hold the memory, and Ray's object store is read-only.
-    return bytearray(buffer)
+    # A copy, unless the direct lane has read the buffer into memory of its own: within one process the sender may still
+    # hold it, and Ray's object store is read-only.
+    return buffer if isinstance(buffer, memoryview) and not buffer.readonly else bytearray(buffer)
 
 
 def encode(bundle: Up | Down | None) -> bytes | tuple[bytes, list[pickle.PickleBuffer]]:
@@ -378,7 +379,8 @@ class InOrder:
 
     def feed(self, sequence: int, bundle: Any) -> list[Any]:
         """The bundles that can be handled now that `bundle` has come, in order."""
-        self._early[sequence] = bundle
+        if sequence >= self._next:  # one that was sent again may be known
+            self._early[sequence] = bundle
         ready = []
         while self._next in self._early:
             ready.append(self._early.pop(self._next))

@@ -42,6 +42,13 @@ class Autoscaler:
         self._needs.clear()
         self.desired = size
 
+    def rescale(self, policy: ScalePolicy) -> None:
+        """Go by other numbers from now on, at once."""
+        self._policy = policy
+        self._needs.clear()  # they were counted within the old bounds
+        floor = policy.min_workers if policy.floor_when_idle or self.desired else 0
+        self.desired = min(max(self.desired, floor), policy.max_workers)
+
     def need(self, demand: int) -> int:
         """Workers for `demand` inputs, were it to stay."""
         policy = self._policy

@@ -77,6 +77,7 @@ class Controller:
         self._pools: dict[PoolKey, Pool] = {}
         self._keepers: dict[str, Keeper] = {}
         self._deployed: dict[str, DeployedClass] = {}
+        self._bounds: dict[tuple[str, str], dict[str, Any]] = {}
         self._next_number = 1
         self._version = 0
         self._update: Update | None = None
@@ -191,8 +192,51 @@ class Controller:
             raise NotFound(f"the app {self._boot.app_name!r} has no class {name!r}; it has: {known}")
         return found
 
-    async def stop(self, drain: bool) -> None:
-        """Stop every worker, drained or not; returns when their processes are gone."""
+    async def generations(self) -> dict[str, int]:
+        """The deployed classes, and the version that each is served in."""
+        await self.begin()
+        return {name: deployed.generation for name, deployed in self._deployed.items()}
+
+    async def scale(
+        self, class_name: str, variant: str, min_workers: int | None, max_workers: int | None
+    ) -> tuple[int, int]:
+        """Change the bounds of the pools of a class, live or yet to come. None leaves one as it is. Returns both.
+
+        Raises NotFound, or InvalidDefinition for bounds that cannot be.
+        """
+        await self.begin()
+        if class_name not in self._declared:
+            known = ", ".join(sorted(self._declared)) or "none"
+            raise NotFound(f"the app {self._boot.app_name!r} has no class {class_name!r}; it has: {known}")
+        pools = [
+            p for k, p in self._pools.items() if (k.class_name, k.variant) == (class_name, variant) and not p.retired
+        ]
+        asked = {"min_workers": min_workers, "max_workers": max_workers}
+        wanted: dict[str, Any] = dict(self._bounds.get((class_name, variant), {}))
+        wanted |= {name: bound for name, bound in asked.items() if bound is not None}
+        now = pools[0].definition.options if pools else self._declared[class_name]
+        bounds = now.replace(**wanted)
+        self._bounds[class_name, variant] = wanted
+        if self._journal is not None:
+            self._journal.write_value("bounds", self._bounds)
+        for pool in pools:
+            if self._journal is not None and (stored := self._journal.read_definition(pool.definition.key)) is not None:
+                self._journal.write_definition(self._within_bounds(stored))
+            pool.rescale(self._within_bounds(pool.definition))
+        self._wake.set()
+        return bounds.min_workers, bounds.max_workers
+
+    def _within_bounds(self, definition: PoolDefinition) -> PoolDefinition:
+        """A definition with the bounds that `scale` has set for its class, if it has."""
+        key = definition.key
+        changes = self._bounds.get((key.class_name, key.variant))
+        return definition if not changes else replace(definition, options=replace(definition.options, **changes))
+
+    async def stop(self, drain: bool, grace_s: float | None = None) -> None:
+        """Stop every worker, drained or not; returns when their processes are gone.
+
+        `grace_s` is the most that running inputs get, where that is less than `drain_timeout_s`.
+        """
         self._stopping = True
         for pool in self._pools.values():
             pool.closing = f"the app {self._boot.app_name!r} is being stopped"
@@ -203,7 +247,7 @@ class Controller:
                 keeper.worker.state = WorkerState.DRAINING  # its end is wanted
                 keeper.kill()
             elif not keeper.worker.draining:
-                self._background(keeper.drain("the app is stopped"))
+                self._background(keeper.drain("the app is stopped", grace_s))
         await asyncio.gather(*(keeper.gone.wait() for keeper in keepers))
         if self._journal is not None:
             self._journal.erase()
@@ -304,7 +348,7 @@ class Controller:
         deployed = self._deployed.get(key.class_name) if self._boot.deployed else None
         if deployed is not None:
             definition = deployed.in_place_of(definition)
-        self._board.show(key, self._have_pool(definition))
+        self._board.show(key, self._have_pool(self._within_bounds(definition)))
         self._wake.set()
 
     def _have_pool(self, definition: PoolDefinition) -> Pool:
@@ -430,6 +474,8 @@ class Controller:
             for key, rollout in update.rollouts.items():
                 self._board.show(key, rollout.new)
             self._deployed = dict(update.classes)
+            self._bounds = {}  # those of the code again
+            self._journal.write_value("bounds", self._bounds)
             self._journal.write_value("classes", self._deployed)
             self._note("", "", "updated" if phase is Phase.READY else "deployed", f"version {update.version} {reason}")
         self._progress = Progress(update.version, phase, reason)
@@ -478,6 +524,7 @@ class Controller:
     async def _restore(self, journal: Journal) -> None:
         """Take over the pools and the workers of the controller before this one; reap those nobody knows."""
         self._deployed = journal.read_value("classes") or {}
+        self._bounds = journal.read_value("bounds") or {}
         if self._deployed:
             self._declared = {name: c.options for name, c in self._deployed.items()}
         checkpoint = journal.read()

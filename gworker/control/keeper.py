@@ -160,6 +160,7 @@ class Keeper:
             self.kill()
             pool.start_failed(worker, report.error, clock.now())
             return False
+        worker.direct = report.direct
         pool.started(worker, report.pid, report.node_id, clock.now(), adopted=adopted)
         self._house.changed(pool)
         for probe in pool.definition.options.probes:
@@ -201,8 +202,8 @@ class Keeper:
 
     # --- its end --------------------------------------------------------------------------------------------------
 
-    async def drain(self, reason: str) -> None:
-        """No new inputs, running ones finish, on_exit runs, the process goes."""
+    async def drain(self, reason: str, most_s: float | None = None) -> None:
+        """No new inputs, running ones finish (within `most_s` seconds, if given), on_exit runs, the process goes."""
         worker = self.worker
         log.info("%s: draining %s: %s", self._house.app_name, worker.id, reason)
         served = worker.pid is not None and not worker.silent
@@ -210,6 +211,7 @@ class Keeper:
         self._house.changed(self.pool)
         if served:
             grace_s = self.pool.definition.options.drain_timeout_s
+            grace_s = grace_s if most_s is None else min(grace_s, most_s)
             problems = await self._within(worker.actor.drain.remote(grace_s), grace_s + EXIT_BUDGET_S + 10.0)
             for problem in ["it did not drain in time and is killed"] if problems is None else problems:
                 log.warning("%s: draining %s: %s", self._house.app_name, worker.id, problem)

@@ -64,6 +64,18 @@ class PoolRecord:
     last_error: str | None
 
 
+def _policy(definition: PoolDefinition) -> ScalePolicy:
+    options = definition.options
+    return ScalePolicy(
+        min_workers=options.min_workers,
+        max_workers=options.max_workers,
+        buffer_workers=options.buffer_workers,
+        target_inputs=definition.target_inputs,
+        window_s=options.scaledown_window_s,
+        floor_when_idle=definition.floor_when_idle,
+    )
+
+
 def _unheard(worker: str, action: str, reason: str) -> None:
     pass
 
@@ -79,22 +91,12 @@ class Pool:
         on_event: Callable[[str, str, str], object] = _unheard,
         rng: random.Random | None = None,
     ) -> None:
-        options = definition.options
         self.definition = definition
         self.workers: dict[str, Worker] = {}
         self.slots: dict[int, Slot] = {}
-        self.hope = Hope(options.min_workers)
+        self.hope = Hope(definition.options.min_workers)
         self.kills = KillBudget()
-        self.autoscaler = Autoscaler(
-            ScalePolicy(
-                min_workers=options.min_workers,
-                max_workers=options.max_workers,
-                buffer_workers=options.buffer_workers,
-                target_inputs=definition.target_inputs,
-                window_s=options.scaledown_window_s,
-                floor_when_idle=definition.floor_when_idle,
-            )
-        )
+        self.autoscaler = Autoscaler(_policy(definition))
         self.restarts = 0
         self.notice = ""
         self.retired = False
@@ -114,6 +116,13 @@ class Pool:
         self._told_state = PoolState.READY
 
     # --- what happened --------------------------------------------------------------------------------------------
+
+    def rescale(self, definition: PoolDefinition) -> None:
+        """Keep other numbers of workers from now on: `definition` is the pool's own, with other bounds."""
+        self.definition = definition
+        self.autoscaler.rescale(_policy(definition))
+        options = definition.options
+        self._on_event("", "bounds changed", f"{options.min_workers} to {options.max_workers} workers")
 
     def report(self, router: str, demand: Demand, now: float) -> None:
         """A router says what it needs, which workers have its inputs, and which gave it system errors in a row."""
@@ -445,7 +454,7 @@ class Pool:
         self._told_state = state
         routable = self._routable(now)
         workers = tuple(
-            WorkerView(w.id, w.actor, self.definition.max_inputs, w.id in routable)
+            WorkerView(w.id, w.actor, self.definition.max_inputs, w.id in routable, w.direct)
             for w in self.workers.values()
             if w.serving or (w.draining and w.pid is not None)
         )

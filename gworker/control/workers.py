@@ -10,6 +10,7 @@ from typing import Any
 from gworker.control.health import Health
 from gworker.observe.status import WorkerStatus
 from gworker.probe import Probe
+from gworker.router.membership import DirectAddress
 
 
 class WorkerState(str, enum.Enum):
@@ -40,6 +41,7 @@ class Worker:
     created: float
     health: Health = field(default_factory=lambda: Health(()))
     actor: Any = None
+    direct: DirectAddress | None = None
     state: WorkerState = WorkerState.STARTING
     pid: int | None = None
     node_id: str | None = None

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from gworker import clock
 from gworker.deaths import death_reason
 from gworker.errors import GWorkerError, NotFound, PoolUnavailable
 from gworker.router import deployment
 from gworker.router.cluster import attach
+from gworker.router.direct import DirectLane
 from gworker.router.lanes import Lane, RayLane
 from gworker.router.loop import io_loop
 from gworker.router.membership import Demand, DeployedClass, PoolDefinition, PoolKey, PoolView, WorkerView
@@ -86,8 +88,18 @@ class AppClient:
 
     def deployed_class(self, name: str) -> DeployedClass:
         """A class of a deployed app. Raises NotFound."""
-        found: DeployedClass = ray.get(self.controller.deployed_class.remote(name), timeout=ANSWER_S)
+        found: DeployedClass = _answer(self.controller.deployed_class.remote(name))
         return found
+
+    def generations(self) -> dict[str, int]:
+        """The classes of a deployed app, and the version that each is served in."""
+        found: dict[str, int] = ray.get(self.controller.generations.remote(), timeout=ANSWER_S)
+        return found
+
+    def scale(self, class_name: str, variant: str, min_workers: int | None, max_workers: int | None) -> tuple[int, int]:
+        """Change how many workers a class may have; the bounds as they are then. Raises NotFound, InvalidDefinition."""
+        bounds: tuple[int, int] = _answer(self.controller.scale.remote(class_name, variant, min_workers, max_workers))
+        return bounds
 
     async def _found_again(self) -> bool:
         """Whether the controller of a deployed app is there, or on its way back."""
@@ -109,7 +121,28 @@ class AppClient:
 
     def make_lane(self, worker: WorkerView, session: str, link: Link) -> Lane:
         """See PoolSource."""
-        return RayLane(self._loop, worker.actor, session, worker.capacity, link, ray.is_initialized)
+
+        def by_ray() -> Lane:
+            return RayLane(self._loop, worker.actor, session, worker.capacity, link, ray.is_initialized)
+
+        async def ask_tcp() -> tuple[str, int] | None:
+            if not ray.is_initialized():
+                return None
+            found: tuple[str, int] | None = await worker.actor.listen.remote()
+            return found
+
+        if worker.direct is None or os.environ.get("GWORKER_LANE") == "ray":
+            return by_ray()
+        return DirectLane(
+            self._loop,
+            worker.direct,
+            session,
+            worker.capacity,
+            link,
+            same_node=worker.direct.node_id == _node_id(),
+            ask_tcp=ask_tcp,
+            fall_back=by_ray,
+        )
 
     @property
     def unfinished(self) -> int:
@@ -135,6 +168,19 @@ class AppClient:
             routers = list(self._routers.values())
         for router in routers:
             router.close(reason)
+
+
+def _node_id() -> str:
+    found: str = ray.get_runtime_context().get_node_id()
+    return found
+
+
+def _answer(reference: Any) -> Any:
+    """What the controller answers; what it raises, as it was."""
+    try:
+        return ray.get(reference, timeout=ANSWER_S)
+    except RayTaskError as error:
+        raise error.cause from None  # without the frames of the controller, which say nothing to its caller
 
 
 _clients: dict[str, AppClient] = {}

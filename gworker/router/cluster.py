@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import threading
+from pathlib import Path
+from typing import Any
 
 import ray
 
+from gworker import termination
 from gworker.errors import NotFound
 
 log = logging.getLogger("gworker")
 
+# How long a cluster may take to say that it is there.
+ANSWER_S = 5.0
+# Names the Ray that a process of gworker's own started for this one.
+_LENT = "GWORKER_LENT_RAY"
 # Whether this process's Ray was started by gworker, because there was none.
 _started_here = False
 
@@ -21,10 +30,10 @@ def have_ray() -> None:
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS", "local") != "local":
-        ray.init(logging_level=logging.WARNING)
+        _init()
         return
     log.info("starting a local Ray")
-    ray.init(include_dashboard=False, logging_level=logging.WARNING)
+    _init(include_dashboard=False)
     _started_here = is_ours_alone()
 
 
@@ -33,16 +42,29 @@ def attach() -> None:
     if ray.is_initialized():
         return
     try:
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), logging_level=logging.WARNING)
+        if os.environ.get("RAY_ADDRESS") == "local":
+            raise ConnectionError("RAY_ADDRESS=local asks for a Ray of one's own")
+        _init(address=os.environ.get("RAY_ADDRESS", "auto"))
     except ConnectionError as error:
         raise NotFound(
             "no Ray cluster was found, and so no deployed app: start one (ray start --head), or set RAY_ADDRESS"
         ) from error
 
 
+def _init(**options: Any) -> None:
+    with termination.kept_from_ray():
+        ray.init(logging_level=logging.WARNING, **options)
+
+
+def lend() -> dict[str, str]:
+    """The environment in which a process uses this one's Ray as if it had started it itself, if this one has."""
+    address = ray.get_runtime_context().gcs_address
+    return {"RAY_ADDRESS": address, **({_LENT: address} if _started_here else {})}
+
+
 def started_here() -> bool:
     """Whether gworker started the Ray that this process uses."""
-    return _started_here
+    return _started_here or _is_lent()
 
 
 def is_ours_alone() -> bool:
@@ -50,4 +72,36 @@ def is_ours_alone() -> bool:
     from ray._private import worker
 
     node = worker._global_node
-    return node is not None and bool(node.is_head())
+    return _is_lent() or (node is not None and bool(node.is_head()))
+
+
+def logs_folder() -> Path:
+    """Where Ray keeps the logs of its session on this node."""
+    from ray._private import worker
+
+    node = worker._global_node
+    assert node is not None
+    return Path(node.get_logs_dir_path())
+
+
+def is_alive() -> bool:
+    """Whether Ray still runs: on this machine, where this process started it; else, whether the cluster answers."""
+    from ray._private import worker
+
+    node = worker._global_node
+    if node is not None and node.is_head():
+        return not node.dead_processes()
+    answered = threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):
+            here = ray.get_runtime_context().get_node_id()
+            if any(n["NodeID"] == here and n["Alive"] for n in ray.nodes()):  # type: ignore[no-untyped-call]
+                answered.set()
+
+    threading.Thread(target=ask, name="gworker-is-ray-there", daemon=True).start()  # it may block for a minute
+    return answered.wait(ANSWER_S)
+
+
+def _is_lent() -> bool:
+    return ray.is_initialized() and os.environ.get(_LENT) == ray.get_runtime_context().gcs_address

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gworker.errors import GWorkerError
@@ -36,13 +36,30 @@ class PoolState(str, enum.Enum):
 
 
 @dataclass(frozen=True)
+class DirectAddress:
+    """Where a worker listens for the direct lane, and the secret that routers prove to know.
+
+    `path` is a Unix socket on the node `node_id`; routers of other nodes ask the worker for a TCP port.
+    """
+
+    node_id: str
+    path: str
+    pid: int
+    secret: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class WorkerView:
-    """A worker as routers see it. `capacity` is its `max_inputs`; only a `ready` one is sent new inputs."""
+    """A worker as routers see it. `capacity` is its `max_inputs`; only a `ready` one is sent new inputs.
+
+    `direct` is None for one that can be reached by actor calls only.
+    """
 
     id: str
     actor: Any
     capacity: int
     ready: bool
+    direct: DirectAddress | None = None
 
 
 @dataclass(frozen=True)

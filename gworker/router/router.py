@@ -195,7 +195,10 @@ class Router:
             if self._woken:
                 return
             self._woken = True
-        self._loop.call_soon_threadsafe(self._handle_arrivals)
+        if asyncio._get_running_loop() is self._loop:
+            self._loop.call_soon(self._handle_arrivals)
+        else:
+            self._loop.call_soon_threadsafe(self._handle_arrivals)
 
     def _handle_arrivals(self) -> None:
         with self._lock:

@@ -24,14 +24,17 @@ import ray
 
 from gworker import clock, context
 from gworker.code import use_code
+from gworker.observe.logs import LogFile, folder_of, record_this_process
 from gworker.probe import Probe, Verdict, verdict_of
-from gworker.router import deployment
+from gworker.router import cluster, deployment
+from gworker.router.membership import DirectAddress
 from gworker.spec import ClassSpec
 from gworker.wire import Payload, Up, decode, encode, pack_exception, unpack
 from gworker.worker.engine import Engine
 from gworker.worker.execution import why_fatal
 from gworker.worker.guardian import guard_this_process
 from gworker.worker.lifecycle import Instance
+from gworker.worker.listener import DirectListener
 from gworker.worker.session import Session
 from gworker.worker.threads import UserThreads, run_on_own_thread
 
@@ -73,11 +76,15 @@ class WorkerBoot:
 
 @dataclass(frozen=True)
 class StartReport:
-    """What became of a start. `error` is the traceback of what `on_enter`, or loading the class, raised."""
+    """What became of a start. `error` is the traceback of what `on_enter`, or loading the class, raised.
+
+    `direct` is where the worker listens for the direct lane.
+    """
 
     pid: int
     node_id: str
     error: str | None = None
+    direct: DirectAddress | None = None
 
 
 @dataclass(frozen=True)
@@ -178,6 +185,7 @@ class WorkerActor:
         self._probes_running: dict[Probe, concurrent.futures.Future[Any]] = {}
         self._succeeded_at_probe: dict[Probe, int] = {}
         self._keepers: list[asyncio.Task[None]] = []
+        self._listener: DirectListener | None = None
 
     async def start(self) -> StartReport:
         """Load the class, make its instance, run on_enter, once; say what became of it, each time.
@@ -196,10 +204,11 @@ class WorkerActor:
         pid, node_id = os.getpid(), ray.get_runtime_context().get_node_id()
         try:
             loader = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="gworker-load")
-            spec, values = await self._loop.run_in_executor(loader, self._load)
+            cls, values = await self._loop.run_in_executor(loader, self._load)
             loader.shutdown(wait=False)
+            spec: ClassSpec = cls.spec
             threads = UserThreads(spec.max_inputs)
-            self._become_worker(spec, threads)
+            self._become_worker(spec, threads, cls.app.name)
             self._instance = Instance(spec, values, threads)
             await self._instance.enter()
         except BaseException as error:
@@ -207,18 +216,30 @@ class WorkerActor:
             return StartReport(pid, node_id, "".join(traceback.format_exception(error)))
         self._engine = Engine(spec, self._instance, self._trouble)
         self._keepers.append(self._loop.create_task(self._keep_leases()))
-        return StartReport(pid, node_id)
+        self._listener = DirectListener(self._engine)
+        return StartReport(pid, node_id, direct=await self._listener.open())
 
-    def _load(self) -> tuple[ClassSpec, dict[str, Any]]:
+    def _load(self) -> tuple[Any, dict[str, Any]]:
+        self._record()
         guard_this_process()
         if self._boot.code:
             use_code(deployment.stored_code(self._boot.app_name, self._boot.code))
         context.become_worker(
             context.WorkerProcess(self._boot.app_name, self._boot.pool, self._boot.controller, False, 0)
         )
-        return unpack(self._boot.cls).spec, unpack(self._boot.worker_values)
+        cls = unpack(self._boot.cls)
+        cls.spec  # noqa: B018  # compiled here: it may import much
+        return cls, unpack(self._boot.worker_values)
 
-    def _become_worker(self, spec: ClassSpec, threads: UserThreads) -> None:
+    def _record(self) -> None:
+        """Keep what user code prints and logs, for `gworker logs`."""
+        try:
+            folder = folder_of(cluster.logs_folder(), self._boot.app_name)
+            record_this_process(LogFile(folder, self._boot.worker_id), _running_call)
+        except OSError as error:
+            log.warning("what %s prints is not kept for `gworker logs`: %s", self._boot.worker_id, error)
+
+    def _become_worker(self, spec: ClassSpec, threads: UserThreads, defined_as: str) -> None:
         uses_loop = any(m.is_async for m in spec.methods.values()) or any(
             h.is_async for h in (*spec.enter_hooks, *spec.exit_hooks)
         )
@@ -231,6 +252,7 @@ class WorkerActor:
                 max_workers=spec.options.max_workers,
                 user_loop=threads.user_loop.loop if uses_loop else None,
                 deployed=self._boot.orphaned_s is not None,
+                defined_as=defined_as,
             )
         )
 
@@ -344,13 +366,23 @@ class WorkerActor:
                 problems.append(f"{self._engine.held} inputs were still running after {grace_s:g} s")
             await self._settle()
         problems += await self._instance.leave()
+        if self._listener is not None:
+            self._listener.close()
         await self._settle()  # calls that came meanwhile have been refused; their routers must know before the kill
         return problems
 
     async def _settle(self) -> None:
         """What was said has left; wait for the routers to say that it has arrived. Bounded by Session.settled."""
-        while not all(line.session.settled for line in self._lines.values()):  # noqa: ASYNC110  # time settles too
+        while not self._is_settled():  # noqa: ASYNC110  # time settles too
             await asyncio.sleep(0.005)
+
+    def _is_settled(self) -> bool:
+        lines = all(line.session.settled for line in self._lines.values())
+        return lines and (self._listener is None or self._listener.settled)
+
+    async def listen(self) -> tuple[str, int] | None:
+        """Open a TCP port for routers of other nodes; its host and number, None where that cannot be."""
+        return None if self._listener is None else await self._listener.open_tcp()
 
     @ray.method(concurrency_group="control")
     async def settle(self) -> None:
@@ -370,6 +402,11 @@ class WorkerActor:
             failed=counters.failed,
             batches=dict(counters.batches),
         )
+
+
+def _running_call() -> str:
+    call = context.current_call_or_none()
+    return "" if call is None else call.id
 
 
 # The truth, the `repr` and the `str` of what a probe gives are user code: not for the loop that carries control.

@@ -22,6 +22,7 @@ from gworker import clock
 from gworker.context import CallContext
 from gworker.errors import CallCancelled, DeadlineExceeded
 from gworker.functions import MethodSpec
+from gworker.mailbox import Mailbox
 from gworker.spec import ClassSpec
 from gworker.wire import Busy, Ended, Failure, Item, Payload, Raised, Returned, Started, Submit, pack_exception
 from gworker.worker import execution
@@ -31,7 +32,7 @@ from gworker.worker.lifecycle import Instance
 from gworker.worker.session import Session
 from gworker.worker.slots import Admission
 from gworker.worker.streams import StreamGate
-from gworker.worker.threads import TaskFuture
+from gworker.worker.threads import Launched
 
 log = logging.getLogger("gworker.worker")
 
@@ -83,7 +84,7 @@ class Input:
 class Run:
     """One invocation in progress: its inputs, where it runs, and how to stop it."""
 
-    __slots__ = ("blamed", "future", "inputs", "on_main", "timers", "work")
+    __slots__ = ("blamed", "inputs", "launched", "on_main", "timers", "work")
 
     def __init__(self, inputs: list[Input], work: Work, on_main: bool) -> None:
         self.inputs = inputs
@@ -91,7 +92,7 @@ class Run:
         self.on_main = on_main
         self.blamed = False  # not the user's code failed: see Raised.blame
         self.timers: list[asyncio.TimerHandle] = []
-        self.future: concurrent.futures.Future[list[Outcome]] | None = None
+        self.launched: Launched | None = None
 
 
 class Counters:
@@ -120,6 +121,7 @@ class Engine:
         self._instance = instance
         self._on_trouble = on_trouble
         self._loop = asyncio.get_running_loop()
+        self._mailbox = Mailbox(self._loop)
         self._admission = Admission(spec.max_inputs)
         self._staged: deque[Input] = deque()
         self._agenda = Agenda(spec)
@@ -279,7 +281,7 @@ class Engine:
         )
         run = Run(inputs, work, self._agenda.begin(method))
         if method.is_generator:
-            work.emit = lambda item: self._loop.call_soon_threadsafe(self._emit, inputs[0], item)
+            work.emit = lambda item: self._mailbox.post(self._emit, inputs[0], item)
         self._runs.add(run)
         now = clock.now()
         for given in inputs:
@@ -293,12 +295,14 @@ class Engine:
     def _launch(self, run: Run) -> None:
         method = run.work.method
         threads = self._instance.threads
+
+        def done(outcomes: list[Outcome] | None, error: BaseException | None) -> None:
+            self._mailbox.post(self._finished, run, outcomes, error)
+
         if method.is_async:
-            run.future = threads.user_loop.spawn(_ASYNC_RUNNERS[_kind(method)](run.work))
+            run.launched = threads.user_loop.launch(_ASYNC_RUNNERS[_kind(method)](run.work), done)
         else:
-            runner = _RUNNERS[_kind(method)]
-            run.future = (threads.on_main if run.on_main else threads.on_any)(runner, run.work)
-        run.future.add_done_callback(lambda f: self._loop.call_soon_threadsafe(self._finished, run, f))
+            (threads.main if run.on_main else threads.others).run(done, _RUNNERS[_kind(method)], run.work)
 
     def _limit_execution(self, run: Run) -> None:
         longest = 0.0
@@ -315,26 +319,25 @@ class Engine:
             return
         if run.work.method.is_async:
             # One that was told to stop may take its time; one whose loop is blocked was never told.
-            if not isinstance(run.future, TaskFuture) or run.future.asked_to_stop:
+            if run.launched is None or run.launched.asked_to_stop:
                 return
             reason = f"{run.work.label} blocks the event loop long after its timeout_s of {limit_s:g} s"
         else:
             reason = f"{run.work.label} is still running long after its timeout_s of {limit_s:g} s"
         self._on_trouble("wedged", reason)
 
-    def _finished(self, run: Run, future: concurrent.futures.Future[list[Outcome]]) -> None:
+    def _finished(self, run: Run, outcomes: list[Outcome] | None, error: BaseException | None) -> None:
         self._runs.discard(run)
         for timer in run.timers:
             timer.cancel()
         self._agenda.end(run.work.method)
-        if future.cancelled():
+        if isinstance(error, asyncio.CancelledError):
             outcomes = [execution.failed(CallCancelled(f"{run.work.label} was cancelled"))] * len(run.inputs)
-        elif (error := future.exception()) is not None:
-            log.error("running %s failed inside gworker", run.work.label, exc_info=error)
-            outcomes = [execution.failed(error)] * len(run.inputs)
+        elif outcomes is None:
+            failure = error or RuntimeError("it ended without an outcome")
+            log.error("running %s failed inside gworker", run.work.label, exc_info=failure)
+            outcomes = [execution.failed(failure)] * len(run.inputs)
             run.blamed = True
-        else:
-            outcomes = future.result()
         now = clock.now()
         for given, outcome in zip(run.inputs, outcomes, strict=True):
             self._conclude(given, outcome, len(run.inputs), now)
@@ -416,8 +419,8 @@ class Engine:
             context._cancelled.set()
         if run.work.gate is not None:
             run.work.gate.close()
-        if run.work.method.is_async and run.future is not None:
-            run.future.cancel()
+        if run.launched is not None:
+            run.launched.cancel()
 
     def _forget(self, given: Input) -> None:
         given.session.inputs.pop(given.call.call_id, None)

@@ -80,6 +80,8 @@ def _bind(work: Work) -> tuple[Callable[..., Any], Mapping[str, Any]]:
     values: Mapping[str, Any] = unpack(work.parameters) if work.parameters is not None else {}
     for call in (work.context, *work.context.inputs):
         object.__setattr__(call, "parameters", values)
+    if work.method.asgi:
+        return work.instance.asgi.handle, values
     return getattr(work.instance.target(values), work.method.name), values
 
 

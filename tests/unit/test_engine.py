@@ -142,8 +142,8 @@ class Worker:
         return self.instance._object
 
     def close(self) -> None:
-        self.threads._main.shutdown()
-        self.threads._others.shutdown()
+        self.threads.main.stop()
+        self.threads.others.stop()
         self.engine._weighers.shutdown()
         if (loop := self.threads._user_loop) is not None:
             while asyncio.all_tasks(loop.loop):  # cancelled, and about to end

@@ -38,6 +38,7 @@ PUBLIC = [
     "StartupFailed",
     "Unschedulable",
     "WorkerLost",
+    "asgi_app",
     "batched",
     "concurrent",
     "current_attempt_number",
@@ -46,6 +47,7 @@ PUBLIC = [
     "method",
     "on_enter",
     "on_exit",
+    "openai",
     "parameter",
 ]
 

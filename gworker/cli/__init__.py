@@ -1,0 +1,1 @@
+"""The `gworker` command: run, serve, deploy, operate."""
