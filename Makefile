@@ -67,9 +67,10 @@ types: $(STAMP)      ## mypy strict and pyright
 imports: $(STAMP)    ## the floors of the architecture
 	$(BIN)/lint-imports --no-cache
 
-bench: $(STAMP)      ## calls and recovery beside a bare Ray actor
+bench: $(STAMP)      ## calls and recovery beside a bare Ray actor, and the policies of a pool
 	$(BIN)/python benchmarks/calls.py
 	$(BIN)/python benchmarks/recovery.py
+	$(BIN)/python benchmarks/control.py
 
 docs: $(STAMP)       ## the documentation, in docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
