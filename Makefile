@@ -67,7 +67,7 @@ types: $(STAMP)      ## mypy strict and pyright
 imports: $(STAMP)    ## the floors of the architecture
 	$(BIN)/lint-imports --no-cache
 
-bench: $(STAMP)      ## calls and recovery beside a bare Ray actor
+bench: $(STAMP)      ## calls and recovery beside a bare Ray actor, and the policies of a pool
 	$(BIN)/python benchmarks/calls.py
 	$(BIN)/python benchmarks/recovery.py
 	$(BIN)/python benchmarks/updates.py
