@@ -291,7 +291,8 @@ class Controller:
                 if isinstance(stop, Stop):
                     self._background(self._keepers[stop.worker_id].drain(stop.reason))
             self._publish(pool)
-            if pool.forgettable or (pool.retired and not pool.slots and not pool.workers):
+            # An update holds pools, also those without workers, and has yet to say which of them go.
+            if self._update is None and (pool.forgettable or (pool.retired and not pool.slots and not pool.workers)):
                 self._forget(pool)
         self._step_update(now)
         self._write_down(now)
@@ -345,10 +346,14 @@ class Controller:
         key = definition.key
         if self._board.route(key) is not None or self._stopping:
             return
-        deployed = self._deployed.get(key.class_name) if self._boot.deployed else None
-        if deployed is not None:
-            definition = deployed.in_place_of(definition)
-        self._board.show(key, self._have_pool(self._within_bounds(definition)))
+        serving, update = self._deployed.get(key.class_name), self._update
+        coming = None if update is None else update.classes.get(key.class_name)
+        version = serving or coming  # where nothing serves yet, calls wait for what comes
+        definition = definition if version is None else version.in_place_of(definition)
+        pool = self._have_pool(self._within_bounds(definition))
+        self._board.show(key, pool)
+        if update is not None and serving is not None:
+            self._include(update, key, pool)
         self._wake.set()
 
     def _have_pool(self, definition: PoolDefinition) -> Pool:
@@ -430,12 +435,7 @@ class Controller:
         update = self._update = Update(self._version, classes)
         self._progress = Progress(self._version, Phase.SURGING)
         for key, route in self._board.routes():
-            old = route.pools[0]
-            deployed = classes.get(key.class_name)
-            if deployed is None:
-                update.removed.append(old)
-            else:
-                update.rollouts[key] = Rollout(old, self._have_pool(deployed.in_place_of(old.definition)))
+            self._include(update, key, route.pools[0])
         for deployed in classes.values():
             definition = deployed.default_pool
             if definition is not None and definition.key not in update.rollouts:
@@ -444,6 +444,14 @@ class Controller:
         self._declared = {name: deployed.options for name, deployed in classes.items()}
         self._note("", "", "updating", f"to version {self._version} of {', '.join(sorted(classes)) or 'no classes'}")
         self._wake.set()
+
+    def _include(self, update: Update, key: PoolKey, old: Pool) -> None:
+        """Have an update replace the pool behind a key, or let it go."""
+        deployed = update.classes.get(key.class_name)
+        if deployed is None:
+            update.removed.append(old)
+        else:
+            update.rollouts[key] = Rollout(old, self._have_pool(deployed.in_place_of(old.definition)))
 
     def _step_update(self, now: float) -> None:
         update = self._update
