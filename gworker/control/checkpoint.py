@@ -14,6 +14,7 @@ from typing import Any
 from ray.experimental import internal_kv
 
 from gworker.control.pool import PoolRecord
+from gworker.control.rollout import Progress
 from gworker.observe.events import Event
 from gworker.router import deployment
 from gworker.router.membership import DeployedClass, PoolDefinition, PoolKey
@@ -32,7 +33,7 @@ class UpdateRecord:
 class Checkpoint:
     """The state of a controller. `at` is when it was written, by the time of day: nothing else spans processes.
 
-    `routes` has the pools behind each key that routers know.
+    `routes` has the pools behind each key that routers know; `progress` is that of the latest update.
     """
 
     at: float
@@ -41,6 +42,7 @@ class Checkpoint:
     pools: Mapping[PoolKey, PoolRecord]
     routes: Mapping[PoolKey, list[PoolKey]]
     update: UpdateRecord | None
+    progress: Progress
     events: tuple[Event, ...]
 
 
@@ -62,6 +64,7 @@ class Journal:
         changed = (
             checkpoint.next_number,
             checkpoint.version,
+            checkpoint.progress,
             None if update is None else dict(update.rollouts),
             dict(checkpoint.routes),
             tuple(_lasting(record) for record in checkpoint.pools.values()),

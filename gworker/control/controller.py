@@ -30,7 +30,7 @@ from gworker.control.placement import (
     requirement,
     what_no_node_has,
 )
-from gworker.control.pool import Pool, Start, Stop
+from gworker.control.pool import Pool, Start
 from gworker.control.rollout import Phase, Progress, Rollout, Update
 from gworker.control.workers import Worker, WorkerState
 from gworker.errors import NotFound, PoolUnavailable
@@ -47,6 +47,8 @@ log = logging.getLogger("gworker.controller")
 TICK_S = 0.25
 # How long the routers of a restarted controller wait at most for it to find the workers that serve.
 RESTORE_S = 5.0
+# How long the controller of a deployed app that was stopped outlives its workers.
+STOPPED_S = 5.0
 # How many of the latest events a status shows.
 STATUS_EVENTS = 50
 
@@ -76,6 +78,7 @@ class Controller:
         self._boot = boot
         self._pools: dict[PoolKey, Pool] = {}
         self._keepers: dict[str, Keeper] = {}
+        self._unborn: list[Keeper] = []
         self._deployed: dict[str, DeployedClass] = {}
         self._next_number = 1
         self._version = 0
@@ -112,13 +115,14 @@ class Controller:
         await self.begin()
         if definition is not None:
             self._ensure(definition)
+        key = self._route_key(key)
         if self._stopping and self._board.route(key) is None:
-            raise PoolUnavailable(f"the app {self._boot.app_name!r} is being stopped")
+            raise PoolUnavailable(self._being_stopped)
         return await self._board.next_view(router, key, known)
 
     async def report(self, router: str, key: PoolKey, demand: Demand) -> None:
         """A router says what it needs of a pool."""
-        route = self._board.route(key)
+        route = self._board.route(self._route_key(key))
         if route is not None:
             for pool in route.pools:
                 pool.report(router, demand, clock.now())
@@ -164,22 +168,27 @@ class Controller:
         An update that is still on its way is rolled back first.
         """
         await self.begin()
+        if self._stopping:
+            raise PoolUnavailable(self._being_stopped)
         if self._update is not None:
             self._end_update(Phase.FAILED, "another version was deployed meanwhile")
         self._version += 1
         self._begin_update({name: replace(c, generation=self._version) for name, c in classes.items()})
+        self._write_down(clock.now())  # whoever deploys is to hear only of what a successor would go on with
         return self._version
 
     async def progress(self, version: int) -> Progress:
         """How the update to a version stands, once it is over or after a while."""
         await self.begin()
         end = clock.now() + WATCH_S
-        while self._progress.version <= version and self._update is not None and (left_s := end - clock.now()) > 0:
+        while self._progress.version == version and self._update is not None and (left_s := end - clock.now()) > 0:
             self._progressed.clear()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._progressed.wait(), left_s)
         if self._progress.version > version:
             return Progress(version, Phase.FAILED, "another version was deployed meanwhile")
+        if self._progress.version < version:
+            return Progress(version, Phase.FAILED, "the controller died before it could begin: deploy again")
         return self._progress
 
     async def deployed_class(self, name: str) -> DeployedClass:
@@ -193,9 +202,15 @@ class Controller:
 
     async def stop(self, drain: bool) -> None:
         """Stop every worker, drained or not; returns when their processes are gone."""
+        if self._journal is not None:
+            await self.begin()  # one that was restarted has workers to take over first
         self._stopping = True
+        if self._update is not None:
+            self._progress = Progress(self._update.version, Phase.FAILED, self._being_stopped)
+            self._update = None
+            self._progressed.set()
         for pool in self._pools.values():
-            pool.closing = f"the app {self._boot.app_name!r} is being stopped"
+            pool.closing = self._being_stopped
             self._changed(pool)
         keepers = list(self._keepers.values())
         for keeper in keepers:
@@ -204,9 +219,20 @@ class Controller:
                 keeper.kill()
             elif not keeper.worker.draining:
                 self._background(keeper.drain("the app is stopped"))
+        self._begin_to_keep()
         await asyncio.gather(*(keeper.gone.wait() for keeper in keepers))
         if self._journal is not None:
             self._journal.erase()
+            self._background(self._end_itself())
+
+    @property
+    def _being_stopped(self) -> str:
+        return f"the app {self._boot.app_name!r} is being stopped"
+
+    async def _end_itself(self) -> None:
+        """Whoever stopped the app ends its controller, too, but may have died meanwhile."""
+        await asyncio.sleep(STOPPED_S)
+        ray.kill(deployment.this_actor())
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
@@ -235,24 +261,37 @@ class Controller:
                 await asyncio.wait_for(self._wake.wait(), TICK_S)
 
     def _tick(self, now: float) -> None:
-        plans = [(pool, pool.plan(now)) for pool in list(self._pools.values())]
-        begin: list[Keeper] = []
-        for pool, actions in plans:
-            starts = [action for action in actions if isinstance(action, Start)]
+        wanted = [(pool, self._plan(pool, now)) for pool in list(self._pools.values())]
+        for pool, starts in wanted:
             for start in starts[: self._affordable(pool, len(starts))]:
                 worker_id = f"{pool.definition.key.class_name}-{self._next_number}"
-                begin.append(self._keep(pool, pool.add(start.slot, worker_id, self._next_number, now)))
+                self._unborn.append(self._keep(pool, pool.add(start.slot, worker_id, self._next_number, now)))
                 self._next_number += 1
-            for stop in actions:
-                if isinstance(stop, Stop):
-                    self._background(self._keepers[stop.worker_id].drain(stop.reason))
-            self._publish(pool)
             # An update holds pools, also those without workers, and has yet to say which of them go.
             if self._update is None and (pool.forgettable or (pool.retired and not pool.slots and not pool.workers)):
                 self._forget(pool)
         self._step_update(now)
         self._write_down(now)
-        for keeper in begin:
+        self._begin_to_keep()
+
+    def _plan(self, pool: Pool, now: float) -> list[Start]:
+        """Let the workers go that a pool lets go; returns what it wants to start. It asks nothing of Ray."""
+        starts: list[Start] = []
+        try:
+            for action in pool.plan(now):
+                if isinstance(action, Start):
+                    starts.append(action)
+                else:
+                    self._background(self._keepers[action.worker_id].drain(action.reason))
+            self._publish(pool)
+        except Exception:
+            log.exception("%s: planning %s failed; it is tried again", self._boot.app_name, pool.definition.key)
+        return starts
+
+    def _begin_to_keep(self) -> None:
+        """Create the workers that have been decided on, once that has been written down."""
+        unborn, self._unborn = self._unborn, []
+        for keeper in unborn:
             self._background(keeper.live())
 
     def _keep(self, pool: Pool, worker: Worker) -> Keeper:
@@ -299,7 +338,7 @@ class Controller:
 
     def _ensure(self, definition: PoolDefinition) -> None:
         """Have the pool that a router asks for; nothing happens if it is there."""
-        key = definition.key
+        key = self._route_key(definition.key)
         if self._board.route(key) is not None or self._stopping:
             return
         serving, update = self._deployed.get(key.class_name), self._update
@@ -458,6 +497,7 @@ class Controller:
                     routes={key: [p.definition.key for p in route.pools] for key, route in self._board.routes()},
                     version=self._version,
                     update=self._update_record(),
+                    progress=self._progress,
                     events=self._events.after(self._events.last - STATUS_EVENTS),
                 )
             )
@@ -492,7 +532,7 @@ class Controller:
             return
         now, elapsed_s = clock.now(), max(0.0, clock.time_of_day() - checkpoint.at)
         self._next_number, self._version = checkpoint.next_number, checkpoint.version
-        self._progress = Progress(self._version, Phase.READY)
+        self._progress = checkpoint.progress
         self._events.restore(checkpoint.events)
         adopted: list[Keeper] = []
         for key, record in checkpoint.pools.items():

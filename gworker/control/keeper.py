@@ -89,6 +89,7 @@ class Keeper:
             self.settled.set()
             await self._watch()
         except (RayError, ValueError) as error:
+            self.kill()  # it may be alive, out of our reach
             self._died(death_reason(error))
         except Exception as error:
             log.exception("%s: following %s failed", self._house.app_name, worker.id)
@@ -206,7 +207,7 @@ class Keeper:
         """No new inputs, running ones finish, on_exit runs, the process goes."""
         worker = self.worker
         log.info("%s: draining %s: %s", self._house.app_name, worker.id, reason)
-        served = worker.pid is not None and not worker.silent
+        served = worker.actor is not None and worker.pid is not None and not worker.silent
         worker.state, worker.reason = WorkerState.DRAINING, reason
         self._house.changed(self.pool)
         if served:
