@@ -12,7 +12,7 @@ import contextlib
 import contextvars
 import logging
 import os
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -412,15 +412,17 @@ class Controller:
         return affordable(
             count,
             requirement(options),
-            free_resources(self._held()),
+            free_resources((needs, placed) for _, needs, placed in self._held()),
             others=[requirement(o) for name, o in self._declared.items() if name != mine and name not in served],
             owed=max(1, options.min_workers) - sum(not w.draining for w in pool.workers.values()),
             cluster_may_grow=self._boot.cluster_may_grow,
         )
 
-    def _held(self) -> list[tuple[Mapping[str, float], bool]]:
-        """What each worker needs, and whether it has a place."""
-        return [(requirement(p.definition.options), w.placed) for p in self._pools.values() for w in p.workers.values()]
+    def _held(self) -> Iterator[tuple[Pool, Mapping[str, float], bool]]:
+        """What each worker needs, by pool, and whether it has a place."""
+        for pool in self._pools.values():
+            needs = requirement(pool.definition.options)
+            yield from ((pool, needs, worker.placed) for worker in pool.workers.values())
 
     # --- updates --------------------------------------------------------------------------------------------------
 
@@ -483,7 +485,9 @@ class Controller:
         self._wake.set()
 
     def _fits(self, pool: Pool) -> bool:
-        return how_often(requirement(pool.definition.options), free_resources(self._held())) > 0
+        """Whether there is room for a worker of a pool, one that waits for its place included."""
+        held = [(needs, placed) for owner, needs, placed in self._held() if placed or owner is not pool]
+        return how_often(requirement(pool.definition.options), free_resources(held)) > 0
 
     # --- recovery ---------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from gworker.control.pool import Pool
 from gworker.control.workers import WorkerState
 from gworker.router.membership import DeployedClass, PoolKey
 
-# How long new workers may lack a place before old ones make room: time for Ray to start a process.
+# How long new workers may lack a place before old ones make room: time for Ray to notice what is free.
 SWAP_AFTER_S = 2.0
 
 
@@ -37,10 +37,11 @@ class Rollout:
         self.new = new
         self.phase = Phase.SURGING
         self.reason = ""
+        self._room_made_at = float("-inf")
         self._size = 0 if old is None else len(old.slots)
 
     def step(self, now: float, fits: Callable[[Pool], bool]) -> None:
-        """Look where things stand. `fits` says whether there is room for one more worker of a pool."""
+        """Look where things stand. `fits` says whether there is room for a worker of a pool that has no place yet."""
         if self.phase in (Phase.READY, Phase.FAILED):
             return
         new = self.new
@@ -56,7 +57,7 @@ class Rollout:
         elif self.phase is Phase.SURGING and self._lacks_room(now, fits):
             self.phase = Phase.SWAPPING
         if self.phase is Phase.SWAPPING:
-            self._make_room(fits)
+            self._make_room(now, fits)
 
     def _target(self) -> int:
         """As many as the old version has, or the floor."""
@@ -75,15 +76,17 @@ class Rollout:
         nothing_moves = all(not w.placed for w in starting)
         return nothing_moves and (waits or (vacant and not starting)) and not fits(self.new)
 
-    def _make_room(self, fits: Callable[[Pool], bool]) -> None:
+    def _make_room(self, now: float, fits: Callable[[Pool], bool]) -> None:
         """One old worker goes for one new one; the next when that is ready."""
         old, new = self.old, self.new
         assert old is not None
         if old.pinned is None:
             old.pinned = len(old.slots)
-        going = any(w.draining for w in old.workers.values())
+        if any(w.draining for w in old.workers.values()):
+            self._room_made_at = now
+        settled = now - self._room_made_at >= SWAP_AFTER_S  # Ray knows of the room by now, or has given it away
         coming = any(w.state is WorkerState.STARTING and w.placed for w in new.workers.values())
-        if old.pinned and not going and not coming and not fits(new):
+        if old.pinned and settled and not coming and not fits(new):
             old.pinned -= 1
 
     def commit(self) -> None:

@@ -11,8 +11,8 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from gworker.control import checkpoint as checkpoint_module
-from gworker.control import controller as controller_module
 from gworker.control import keeper as keeper_module
+from gworker.control import placement as placement_module
 from gworker.control.controller import Controller, ControllerBoot
 from gworker.control.rollout import Phase
 from gworker.errors import PoolUnavailable
@@ -23,6 +23,8 @@ from gworker.wire import Payload
 from gworker.worker.actor import StartReport, WorkerBoot
 
 NOTHING = Payload(b"")
+# How long Ray takes to start a process.
+PLACING_S = 0.7
 
 
 class Method:
@@ -36,12 +38,13 @@ class Method:
 
 
 class FakeWorker:
-    """A worker's actor. It comes up when `world` lets its class, and ends when it is killed."""
+    """A worker's actor. It is placed where there is room, comes up when `world` lets its class, ends when killed."""
 
     def __init__(self, world: World, boot: WorkerBoot) -> None:
         self.world = world
         self.boot = boot
         self.killed = asyncio.Event()
+        self.placed = False
         self.starts = 0
         self.drains = 0
         self.fail: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
@@ -65,7 +68,12 @@ class FakeWorker:
             raise error
 
     async def _ready(self) -> None:
-        await self._until_killed(self.world.open)
+        while not self.placed:
+            if sum(w.placed for w in self.world.workers.values()) < self.world.room:
+                self.placed = True
+            await asyncio.wait([asyncio.ensure_future(self.killed.wait())], timeout=PLACING_S)
+            if self.killed.is_set():
+                raise ActorDiedError
 
     async def _start(self) -> StartReport:
         self.starts += 1
@@ -117,11 +125,10 @@ class World:
     def __init__(self, timeline: Any) -> None:
         self.timeline = timeline
         self.kv = FakeKv()
-        self.open = asyncio.Event()
-        self.open.set()
+        self.room = 1000
+        self.reachable = True
         self.workers: dict[str, FakeWorker] = {}
         self.failing: dict[int, str] = {}
-        self.resources: Callable[[], dict[str, float]] = lambda: {"CPU": 1000.0}
         self.killed_itself = 0
         self._gates: dict[tuple[str, int], asyncio.Event] = {}
         self.controllers: list[Controller] = []
@@ -143,6 +150,14 @@ class World:
             self.workers.pop(actor.id, None)
         else:
             self.killed_itself += 1
+
+    def cluster_resources(self) -> dict[str, float]:
+        if not self.reachable:
+            raise ConnectionError("the head node does not answer")
+        return {"CPU": float(self.room)}
+
+    def available_resources(self) -> dict[str, float]:
+        return {"CPU": float(self.room - sum(w.placed for w in self.workers.values()))}
 
     # --- what tests do
 
@@ -204,7 +219,8 @@ async def world(timeline: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     monkeypatch.setattr(deployment, "this_actor", lambda: actor)
     monkeypatch.setattr(deployment, "find_worker", world.find_worker)
     monkeypatch.setattr(deployment, "reap_workers", lambda app_name, known: [])
-    monkeypatch.setattr(controller_module, "free_resources", lambda held: world.resources())
+    monkeypatch.setattr(placement_module.ray, "cluster_resources", world.cluster_resources)
+    monkeypatch.setattr(placement_module.ray, "available_resources", world.available_resources)
     monkeypatch.setattr(keeper_module, "node_totals", lambda: [{"CPU": 1000.0}])
     monkeypatch.setattr(keeper_module, "create_worker", world.create_worker)
     monkeypatch.setattr(keeper_module.ray, "kill", world.kill)
@@ -348,6 +364,24 @@ async def test_who_knows_a_deployed_class_by_a_definition_of_its_own_is_told_of_
     assert router.ready() == world.pids("Echo#1") != []
 
 
+async def test_without_room_for_both_versions_one_worker_at_a_time_makes_way_however_long_a_process_takes_to_start(
+    world: World,
+) -> None:
+    world.room = 4
+    controller = await world.controller()
+    await controller.deploy(classes(deployed(min_workers=4)))
+    await world.pass_time(3)
+    version = await controller.deploy(classes(deployed(min_workers=4)))
+    least = 4
+    for _ in range(100):
+        await world.pass_time(0.25)
+        serving = [w for pool in controller._pools.values() for w in pool.workers.values() if w.serving]
+        least = min(least, len(serving))
+    assert (await controller.progress(version)).phase is Phase.READY
+    assert len(world.pids("Echo#2")) == 4 and world.pids("Echo#1") == []
+    assert least == 3
+
+
 # --- the end -----------------------------------------------------------------------------------------------------
 
 
@@ -403,17 +437,13 @@ async def test_when_the_cluster_cannot_say_what_is_free_workers_drain_and_are_pr
     shrinking.queued = 2
     await world.pass_time(3)
     assert len(world.pids("Shrinking#1")) == 2
-
-    def broken() -> dict[str, float]:
-        raise ConnectionError("the head node does not answer")
-
-    world.resources = broken
+    world.reachable = False
     growing = follow(controller, deployed("Growing").default_pool)
     growing.queued = 1
     shrinking.queued = 0
     await world.pass_time(60)
     assert world.workers == {}
-    world.resources = lambda: {"CPU": 1000.0}
+    world.reachable = True
     await world.pass_time(3)
     assert len(world.pids("Growing#1")) == 1
 
