@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from gworker.control.pool import Pool
+from gworker.control.supervisor import patience
 from gworker.control.workers import WorkerState
 from gworker.router.membership import DeployedClass, PoolKey
 
@@ -45,11 +46,11 @@ class Rollout:
         if self.phase in (Phase.READY, Phase.FAILED):
             return
         new = self.new
-        if new.failed(now) or new.unschedulable:
-            self.phase = Phase.FAILED
-            self.reason = str(new.failure(now))
-            return
         target = self._target()
+        if new.failed(now) or new.unschedulable or new.restarts >= patience(target):
+            self.phase = Phase.FAILED
+            self.reason = str(new.failure(now) or self._what_failed())
+            return
         new.pinned = target
         ready = _count(new, WorkerState.READY)
         if ready >= target or (ready and self.old is not None and not self.old.workers):
@@ -66,6 +67,14 @@ class Rollout:
         options = self.new.definition.options
         floor = options.min_workers if self.new.definition.floor_when_idle else 0
         return min(max(floor, self._size), options.max_workers)
+
+    def _what_failed(self) -> str:
+        """Why a version of which some workers serve never gets as many as it should have."""
+        new = self.new
+        reasons = [slot.reason for slot in new.slots.values() if slot.reason]
+        last = new.hope.last_error or (reasons[-1] if reasons else "")
+        name = new.definition.key.class_name
+        return f"{name}: its workers failed {new.restarts} times before enough of them were ready; the last: {last}"
 
     def _lacks_room(self, now: float, fits: Callable[[Pool], bool]) -> bool:
         if self.old is None or not self.old.workers:
