@@ -21,11 +21,21 @@ from gworker.router.membership import DeployedClass, PoolDefinition, PoolKey
 
 
 @dataclass(frozen=True)
+class RolloutRecord:
+    """A rollout as it is written down; `size` is that of the old pool before it made room."""
+
+    old: PoolKey | None
+    new: PoolKey
+    swapping: bool
+    size: int
+
+
+@dataclass(frozen=True)
 class UpdateRecord:
-    """An update on its way: its classes, and for each route its old and its new pool, and whether they are swapping."""
+    """An update on its way: its classes, and the rollout of each route."""
 
     classes: Mapping[str, DeployedClass]
-    rollouts: Mapping[PoolKey, tuple[PoolKey | None, PoolKey, bool]]
+    rollouts: Mapping[PoolKey, RolloutRecord]
     removed: tuple[PoolKey, ...]
 
 

@@ -20,7 +20,7 @@ import ray
 
 from gworker import clock
 from gworker.control.board import WATCH_S, Board
-from gworker.control.checkpoint import Checkpoint, Journal, UpdateRecord
+from gworker.control.checkpoint import Checkpoint, Journal, RolloutRecord, UpdateRecord
 from gworker.control.keeper import House, Keeper
 from gworker.control.placement import (
     affordable,
@@ -511,7 +511,12 @@ class Controller:
         if update is None:
             return None
         rollouts = {
-            key: (None if r.old is None else r.old.definition.key, r.new.definition.key, r.phase is Phase.SWAPPING)
+            key: RolloutRecord(
+                old=None if r.old is None else r.old.definition.key,
+                new=r.new.definition.key,
+                swapping=r.phase is Phase.SWAPPING,
+                size=r.size,
+            )
             for key, r in update.rollouts.items()
         }
         return UpdateRecord(update.classes, rollouts, tuple(pool.definition.key for pool in update.removed))
@@ -520,9 +525,11 @@ class Controller:
         """Go on with an update that another controller had begun."""
         update = self._update = Update(self._version, record.classes)
         self._progress = Progress(self._version, Phase.SURGING)
-        for key, (old, new, swapping) in record.rollouts.items():
-            rollout = update.rollouts[key] = Rollout(None if old is None else self._pools[old], self._pools[new])
-            rollout.phase = Phase.SWAPPING if swapping else Phase.SURGING
+        for key, written in record.rollouts.items():
+            old = None if written.old is None else self._pools[written.old]
+            rollout = update.rollouts[key] = Rollout(old, self._pools[written.new])
+            rollout.phase = Phase.SWAPPING if written.swapping else Phase.SURGING
+            rollout.size = written.size
         update.removed = [self._pools[key] for key in record.removed]
         self._declared = {name: deployed.options for name, deployed in record.classes.items()}
 

@@ -31,7 +31,7 @@ class Phase(str, enum.Enum):
 
 
 class Rollout:
-    """One pool's way from `old`, None for a class that is new, to `new`."""
+    """One pool's way from `old`, None for a class that is new, to `new`. `size` is that of the old one at full size."""
 
     def __init__(self, old: Pool | None, new: Pool) -> None:
         self.old = old
@@ -39,7 +39,7 @@ class Rollout:
         self.phase = Phase.SURGING
         self.reason = ""
         self._room_made_at = float("-inf")
-        self._size = 0 if old is None else len(old.slots)
+        self.size = 0 if old is None else len(old.slots)
 
     def step(self, now: float, fits: Callable[[Pool], bool]) -> None:
         """Look where things stand. `fits` says whether there is room for a worker of a pool that has no place yet."""
@@ -63,10 +63,10 @@ class Rollout:
     def _target(self) -> int:
         """As many as the old version has, or the floor."""
         if self.old is not None and self.phase is Phase.SURGING:
-            self._size = len(self.old.slots)
+            self.size = len(self.old.slots)
         options = self.new.definition.options
         floor = options.min_workers if self.new.definition.floor_when_idle else 0
-        return min(max(floor, self._size), options.max_workers)
+        return min(max(floor, self.size), options.max_workers)
 
     def _what_failed(self) -> str:
         """Why a version of which some workers serve never gets as many as it should have."""
@@ -108,7 +108,7 @@ class Rollout:
         """The old version serves alone, as large as it was."""
         self.new.retire("its version was rolled back")
         if self.old is not None and self.old.pinned is not None:
-            self.old.pinned = self._size
+            self.old.pinned = self.size
             self.old.unpin()
 
     @property

@@ -497,3 +497,28 @@ async def test_a_version_that_a_controller_never_heard_of_is_not_reported_as_ser
     await controller.deploy(classes(deployed(min_workers=1)))
     await world.pass_time(2)
     assert (await controller.progress(7)).phase is Phase.FAILED
+
+
+async def test_a_controller_that_dies_while_versions_swap_knows_how_large_the_old_one_was(world: World) -> None:
+    world.room = 3
+    controller = await world.controller()
+    await controller.deploy(classes(deployed(min_workers=0)))
+    echo = deployed().default_pool
+    assert echo is not None
+    await controller.watch("router", echo.key, None, echo)
+    for _ in range(20):
+        await controller.report("router", echo.key, Demand(0, 3))
+        await world.pass_time(0.5)
+    assert len(world.pids("Echo#1")) == 3
+    world.shut("Echo", 2)
+    await controller.deploy(classes(deployed(min_workers=0)))
+    await world.pass_time(8)
+    assert len(world.pids("Echo#1")) == 2
+    await world.die(controller)
+    successor = await world.controller()
+    world.failing[2] = "ValueError: no weights"
+    world.gate(PoolKey("Echo", generation=2)).set()
+    await world.pass_time(4)
+    assert (await successor.progress(2)).phase is Phase.FAILED
+    await world.pass_time(4)
+    assert len(world.pids("Echo#1")) == 3, "as large as it was"
