@@ -1,22 +1,21 @@
-"""The controller and its keepers with a fake Ray and a clock of the test's own: nothing is left behind, or forgotten."""
+"""The controller and its keepers with a fake Ray and a clock of the test's own: nothing is left behind or forgotten."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from gworker.control import checkpoint as checkpoint_module
-from gworker.control import controller as controller_module
 from gworker.control import keeper as keeper_module
+from gworker.control import placement as placement_module
 from gworker.control.controller import Controller, ControllerBoot
 from gworker.control.rollout import Phase
+from gworker.errors import PoolUnavailable
 from gworker.options import Options
 from gworker.router import deployment
 from gworker.router.membership import Demand, DeployedClass, PoolDefinition, PoolKey, PoolView
@@ -24,6 +23,8 @@ from gworker.wire import Payload
 from gworker.worker.actor import StartReport, WorkerBoot
 
 NOTHING = Payload(b"")
+# How long Ray takes to start a process.
+PLACING_S = 0.7
 
 
 class Method:
@@ -37,14 +38,16 @@ class Method:
 
 
 class FakeWorker:
-    """A worker's actor. It comes up when `world` lets its class, and ends when it is killed."""
+    """A worker's actor. It is placed where there is room, comes up when `world` lets its class, ends when killed."""
 
     def __init__(self, world: World, boot: WorkerBoot) -> None:
         self.world = world
         self.boot = boot
         self.killed = asyncio.Event()
+        self.placed = False
         self.starts = 0
         self.drains = 0
+        self.fail: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         for name in ("start", "watch", "drain", "settle"):
             setattr(self, name, Method(getattr(self, f"_{name}")))
         self.__ray_ready__ = Method(self._ready)
@@ -55,14 +58,22 @@ class FakeWorker:
 
     async def _until_killed(self, other: asyncio.Event) -> None:
         waits = [asyncio.ensure_future(event.wait()) for event in (self.killed, other)]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([*waits, self.fail], return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
         if self.killed.is_set():
-            raise ActorDiedError()
+            raise ActorDiedError
+        if self.fail.done():
+            error, self.fail = self.fail.result(), asyncio.get_running_loop().create_future()
+            raise error
 
     async def _ready(self) -> None:
-        await self._until_killed(self.world.open)
+        while not self.placed:
+            if sum(w.placed for w in self.world.workers.values()) < self.world.room:
+                self.placed = True
+            await asyncio.wait([asyncio.ensure_future(self.killed.wait())], timeout=PLACING_S)
+            if self.killed.is_set():
+                raise ActorDiedError
 
     async def _start(self) -> StartReport:
         self.starts += 1
@@ -71,9 +82,6 @@ class FakeWorker:
         return StartReport(1000 + int(self.id.rpartition("-")[2]), "node", error)
 
     async def _watch(self, seen: int) -> list[Any]:
-        error = self.world.watch_errors.pop(self.id, None)
-        if error is not None:
-            raise error
         await self._until_killed(asyncio.Event())
         return []
 
@@ -117,15 +125,13 @@ class World:
     def __init__(self, timeline: Any) -> None:
         self.timeline = timeline
         self.kv = FakeKv()
-        self.open = asyncio.Event()
-        self.open.set()
+        self.room = 1000
+        self.reachable = True
         self.workers: dict[str, FakeWorker] = {}
         self.failing: dict[int, str] = {}
-        self.watch_errors: dict[str, Exception] = {}
-        self.resources: Callable[[], dict[str, float]] = lambda: {"CPU": 1000.0}
         self.killed_itself = 0
         self._gates: dict[tuple[str, int], asyncio.Event] = {}
-        self._controllers: list[Controller] = []
+        self.controllers: list[Controller] = []
 
     # --- what Ray is to the controller
 
@@ -145,6 +151,14 @@ class World:
         else:
             self.killed_itself += 1
 
+    def cluster_resources(self) -> dict[str, float]:
+        if not self.reachable:
+            raise ConnectionError("the head node does not answer")
+        return {"CPU": float(self.room)}
+
+    def available_resources(self) -> dict[str, float]:
+        return {"CPU": float(self.room - sum(w.placed for w in self.workers.values()))}
+
     # --- what tests do
 
     def gate(self, key: PoolKey) -> asyncio.Event:
@@ -163,7 +177,7 @@ class World:
     async def controller(self, *, deployed: bool = True) -> Controller:
         """A controller that has begun; as after a restart, where there was one."""
         made = Controller(ControllerBoot("app", False, True, deployed=deployed))
-        self._controllers.append(made)
+        self.controllers.append(made)
         begun = asyncio.ensure_future(made.begin())
         await self.pass_time(6.0)
         await begun
@@ -171,6 +185,7 @@ class World:
 
     async def die(self, controller: Controller) -> None:
         """The process of a controller ends, in whatever it was doing."""
+        controller._journal, controller._stopping = None, True  # the dead write nothing, and plan nothing
         tasks = list(controller._tasks)
         for task in tasks:
             task.cancel()
@@ -188,7 +203,7 @@ class World:
             await self.timeline.settle()
 
     async def end(self) -> None:
-        for controller in self._controllers:
+        for controller in self.controllers:
             await self.die(controller)
 
     def pids(self, pool: str) -> list[str]:
@@ -204,7 +219,8 @@ async def world(timeline: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     monkeypatch.setattr(deployment, "this_actor", lambda: actor)
     monkeypatch.setattr(deployment, "find_worker", world.find_worker)
     monkeypatch.setattr(deployment, "reap_workers", lambda app_name, known: [])
-    monkeypatch.setattr(controller_module, "free_resources", lambda held: world.resources())
+    monkeypatch.setattr(placement_module.ray, "cluster_resources", world.cluster_resources)
+    monkeypatch.setattr(placement_module.ray, "available_resources", world.available_resources)
     monkeypatch.setattr(keeper_module, "node_totals", lambda: [{"CPU": 1000.0}])
     monkeypatch.setattr(keeper_module, "create_worker", world.create_worker)
     monkeypatch.setattr(keeper_module.ray, "kill", world.kill)
@@ -240,7 +256,7 @@ class FakeRouter:
             definition = self._definition if known is None else None
             self.view = await self._controller.watch("router", key, known, definition)
             known = None if self.view.forgotten else (self.view.epoch, self.view.version)
-            while known is None and not self.queued:
+            while known is None and not self.queued:  # noqa: ASYNC110  # what a test sets is no event
                 await asyncio.sleep(0.25)
 
     async def _report(self) -> None:
@@ -330,3 +346,179 @@ async def test_what_calls_during_the_first_deployment_waits_for_the_version_that
     await world.pass_time(60)
     assert router.ready() == world.pids("Echo#1")
     assert len(world.workers) == 2, "no workers beside those of the version"
+
+
+async def test_who_knows_a_deployed_class_by_a_definition_of_its_own_is_told_of_every_change(
+    world: World, follow: Any
+) -> None:
+    controller = await world.controller()
+    echo = deployed(min_workers=1)
+    await controller.deploy(classes(echo))
+    assert echo.default_pool is not None
+    router = follow(controller, replace(echo.default_pool, key=PoolKey("Echo", generation=3)))  # a notebook's third
+    router.queued = 1
+    await world.pass_time(3)
+    (first,) = router.ready()
+    world.kill(world.workers[first])
+    await world.pass_time(3)
+    assert router.ready() == world.pids("Echo#1") != []
+
+
+async def test_without_room_for_both_versions_one_worker_at_a_time_makes_way_however_long_a_process_takes_to_start(
+    world: World,
+) -> None:
+    world.room = 4
+    controller = await world.controller()
+    await controller.deploy(classes(deployed(min_workers=4)))
+    await world.pass_time(3)
+    version = await controller.deploy(classes(deployed(min_workers=4)))
+    least = 4
+    for _ in range(100):
+        await world.pass_time(0.25)
+        serving = [w for pool in controller._pools.values() for w in pool.workers.values() if w.serving]
+        least = min(least, len(serving))
+    assert (await controller.progress(version)).phase is Phase.READY
+    assert len(world.pids("Echo#2")) == 4 and world.pids("Echo#1") == []
+    assert least == 3
+
+
+# --- the end -----------------------------------------------------------------------------------------------------
+
+
+async def test_stop_reaches_the_workers_that_a_restarted_controller_has_yet_to_take_over(world: World) -> None:
+    controller = await world.controller()
+    await controller.deploy(classes(deployed(min_workers=2)))
+    await world.pass_time(2)
+    assert len(world.workers) == 2
+    await world.die(controller)
+    successor = Controller(ControllerBoot("app", False, True, deployed=True))
+    world.controllers.append(successor)
+    stopping = asyncio.ensure_future(successor.stop(drain=True))  # before `begin`
+    await world.pass_time(10)
+    await stopping
+    assert world.workers == {}
+
+
+async def test_a_controller_whose_app_was_stopped_takes_no_new_version_and_ends_itself(world: World) -> None:
+    controller = await world.controller()
+    await controller.deploy(classes(deployed(min_workers=1)))
+    await world.pass_time(2)
+    await controller.stop(drain=True)
+    with pytest.raises(PoolUnavailable, match="stopped"):
+        await controller.deploy(classes(deployed(min_workers=1)))
+    await world.pass_time(10)
+    assert world.killed_itself == 1, "whoever stopped it may have died before it could do that"
+
+
+# --- what goes wrong on the controller's own side ------------------------------------------------------------------
+
+
+async def test_while_nothing_can_be_written_down_no_worker_starts_and_none_is_forgotten(world: World) -> None:
+    controller = await world.controller()
+    await controller.deploy(classes(deployed(min_workers=1)))
+    await world.pass_time(2)
+    (first,) = world.workers
+    world.kv.broken = True
+    world.kill(world.workers[first])
+    await world.pass_time(3)
+    assert world.workers == {}
+    world.kv.broken = False
+    await world.pass_time(3)
+    assert len(world.workers) == 1
+
+
+async def test_when_the_cluster_cannot_say_what_is_free_workers_drain_and_are_probed_all_the_same(
+    world: World, follow: Any
+) -> None:
+    controller = await world.controller()
+    await controller.deploy(classes(deployed("Growing"), deployed("Shrinking")))
+    await world.pass_time(2)
+    shrinking = follow(controller, deployed("Shrinking").default_pool)
+    shrinking.queued = 2
+    await world.pass_time(3)
+    assert len(world.pids("Shrinking#1")) == 2
+    world.reachable = False
+    growing = follow(controller, deployed("Growing").default_pool)
+    growing.queued = 1
+    shrinking.queued = 0
+    await world.pass_time(60)
+    assert world.workers == {}
+    world.reachable = True
+    await world.pass_time(3)
+    assert len(world.pids("Growing#1")) == 1
+
+
+@pytest.mark.parametrize("during", ["start", "service"])
+async def test_a_worker_that_is_given_up_is_killed_though_it_may_live(world: World, during: str) -> None:
+    controller = await world.controller()
+    if during == "start":
+        gate = world.shut("Echo", 1)
+    await controller.deploy(classes(deployed(min_workers=1)))
+    await world.pass_time(2)
+    (first,) = world.workers.values()
+    first.fail.set_result(ActorUnavailableError("the connection broke", b"\0" * 16))
+    if during == "start":
+        gate.set()
+    await world.pass_time(60)
+    assert first.killed.is_set() == (during == "start"), "one that serves is given time to come back"
+    assert len(world.workers) == 1
+
+
+# --- a controller that dies ----------------------------------------------------------------------------------------
+
+
+async def test_a_version_that_was_accepted_is_written_down(world: World) -> None:
+    controller = await world.controller()
+    await controller.deploy(classes(deployed(min_workers=1)))
+    await world.pass_time(2)
+    version = await controller.deploy(classes(deployed(min_workers=1)))
+    await world.die(controller)  # before it did anything about it
+    successor = await world.controller()
+    await world.pass_time(5)
+    assert (await successor.progress(version)).phase is Phase.READY
+    assert len(world.pids("Echo#2")) == 1 and world.pids("Echo#1") == []
+
+
+async def test_that_a_version_was_rolled_back_is_known_to_the_next_controller(world: World) -> None:
+    controller = await world.controller()
+    await controller.deploy(classes(deployed(min_workers=1)))
+    await world.pass_time(2)
+    world.failing[2] = "ValueError: no weights"
+    version = await controller.deploy(classes(deployed(min_workers=1)))
+    await world.pass_time(30)
+    await world.die(controller)
+    successor = await world.controller()
+    progress = await successor.progress(version)
+    assert progress.phase is Phase.FAILED and "no weights" in progress.reason
+
+
+async def test_a_version_that_a_controller_never_heard_of_is_not_reported_as_served(world: World) -> None:
+    controller = await world.controller()
+    await controller.deploy(classes(deployed(min_workers=1)))
+    await world.pass_time(2)
+    assert (await controller.progress(7)).phase is Phase.FAILED
+
+
+async def test_a_controller_that_dies_while_versions_swap_knows_how_large_the_old_one_was(world: World) -> None:
+    world.room = 3
+    controller = await world.controller()
+    await controller.deploy(classes(deployed(min_workers=0)))
+    echo = deployed().default_pool
+    assert echo is not None
+    await controller.watch("router", echo.key, None, echo)
+    for _ in range(20):
+        await controller.report("router", echo.key, Demand(0, 3))
+        await world.pass_time(0.5)
+    assert len(world.pids("Echo#1")) == 3
+    world.shut("Echo", 2)
+    await controller.deploy(classes(deployed(min_workers=0)))
+    await world.pass_time(8)
+    assert len(world.pids("Echo#1")) == 2
+    await world.die(controller)
+    successor = await world.controller()
+    world.failing[2] = "ValueError: no weights"
+    world.gate(PoolKey("Echo", generation=2)).set()
+    await world.pass_time(4)
+    assert (await successor.progress(2)).phase is Phase.FAILED
+    await world.pass_time(4)
+    assert len(world.pids("Echo#1")) == 3, "as large as it was"
