@@ -3,8 +3,9 @@
     python benchmarks/http_echo.py [--rounds 3] [--seconds 3] [--no-serve] [--json FILE]
 
 Requests per second and the p50 of one request at 1 and 32 connections, as medians over the rounds, with the CPU time
-that the serving process takes for one request. Each server and the load generator is a process of its own; gworker and
-Ray Serve have one replica that takes many inputs at once, and FastAPI answers by itself.
+that the server takes for one request, all its processes together. Each server and the load generator is a process of
+its own; gworker and Ray Serve have one replica that takes many inputs at once, and FastAPI answers by itself. Ray Serve
+needs `pip install "ray[serve]"`.
 """
 
 from __future__ import annotations
@@ -111,8 +112,13 @@ async def one_connection(port: int, request: bytes, until: float, times: list[fl
         head = await reader.readuntil(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 200"):
             raise SystemExit(f"the answer was {head!r}")
-        length = head.lower().index(b"content-length:") + 15
-        await reader.readexactly(int(head[length : head.index(b"\r\n", length)]))
+        length = head.lower().find(b"content-length:") + 15
+        if length < 15:  # Ray Serve sends chunks
+            while await reader.readuntil(b"\r\n") != b"0\r\n":
+                await reader.readuntil(b"\r\n")
+            await reader.readuntil(b"\r\n")
+        else:
+            await reader.readexactly(int(head[length : head.index(b"\r\n", length)]))
         times.append(time.perf_counter() - start)
     writer.close()
 
@@ -131,16 +137,21 @@ async def load(port: int, path: str, connections: int, seconds: float) -> dict[s
 def measure(
     name: str, process: subprocess.Popen[bytes], port: int, connections: int, seconds: float
 ) -> dict[str, float]:
-    """The same from a process of its own, with the CPU time of the serving process in µs for one request."""
-    serving = psutil.Process(process.pid)
-    before = sum(serving.cpu_times()[:2])
+    """The same from a process of its own, with the CPU time of the server's processes in µs for one request."""
+    before = cpu_s(process.pid)
     command = [sys.executable, __file__, "--load", str(port), PATHS[name], str(connections), str(seconds)]
     done = subprocess.run(command, capture_output=True, check=False, timeout=seconds + 60)
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr.decode()}")
     found: dict[str, float] = json.loads(done.stdout)
-    used_s = sum(serving.cpu_times()[:2]) - before
+    used_s = cpu_s(process.pid) - before
     return {**found, "cpu_us": used_s / (found["req_s"] * seconds) * 1e6}
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of a process and of all it has started."""
+    server = psutil.Process(pid)
+    return sum(sum(each.cpu_times()[:2]) for each in [server, *server.children(recursive=True)])
 
 
 # --- the run -----------------------------------------------------------------------------------------------------
