@@ -154,7 +154,7 @@ def test_no_request_that_the_schema_allows_or_forbids_makes_a_5xx(client: Any, d
             for mode in [GenerationMode.POSITIVE] if takes_nothing else list(GenerationMode):
 
                 @settings(
-                    max_examples=20, deadline=None, database=None, derandomize=True,
+                    max_examples=12, deadline=None, database=None, derandomize=True,
                     phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
                 )  # fmt: skip
                 @given(case=tried.as_strategy(generation_mode=mode))

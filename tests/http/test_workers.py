@@ -271,3 +271,61 @@ def test_a_deployed_app_is_served_by_its_name_and_its_new_versions_too(
         assert client.post("/v1/Model/say", json={"words": ["a"]}).json() == {"result": "second a"}
     with pytest.raises(gw.NotFound, match="no app 'nobody' is deployed"):
         create_gateway("nobody")
+
+
+SERVED = """
+import os, sys
+import gworker as gw
+from gworker.http import create_gateway, serve
+
+app = gw.App("served")
+FOLDER = os.environ["FOLDER"]  # the workers of a shared Ray have another environment
+
+@app.cls(cpu=0, min_workers=1)
+class Model:
+    @gw.on_exit()
+    def leave(self):
+        open(os.path.join(FOLDER, "left"), "w").close()
+
+    @gw.method()
+    async def wait(self, s: float) -> str:
+        import asyncio
+        open(os.path.join(FOLDER, "waiting"), "w").close()
+        await asyncio.sleep(s)
+        return "done"
+
+with app.run():
+    serve(create_gateway(app), port=int(os.environ["PORT"]))
+print("drained")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_serving_once_requests_are_answered_and_workers_have_left(
+    script: Any, address: str, tmp_path: Path, eventually: Any, number: int
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    served = script(SERVED, address=address, PORT=str(port))
+    url = f"http://127.0.0.1:{port}"
+
+    def up() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{url}/livez", trust_env=False).status_code == 200
+        assert served.process.poll() is None, served.err
+        return False
+
+    eventually(up, 60)
+    answers: list[httpx.Response] = []
+    body = {"s": 1}
+    asking = threading.Thread(
+        target=lambda: answers.append(httpx.post(f"{url}/v1/Model/wait", json=body, timeout=30, trust_env=False))
+    )
+    asking.start()
+    eventually((tmp_path / "waiting").exists)
+    served.process.send_signal(number)
+    asking.join()
+    assert answers[0].json() == {"result": "done"}
+    assert served.wait() == 0, served.err
+    assert "drained" in served.out and (tmp_path / "left").exists()
