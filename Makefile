@@ -67,8 +67,9 @@ types: $(STAMP)      ## mypy strict and pyright
 imports: $(STAMP)    ## the floors of the architecture
 	$(BIN)/lint-imports --no-cache
 
-bench: $(STAMP)      ## calls per second and latency beside a bare Ray actor
+bench: $(STAMP)      ## calls and recovery beside a bare Ray actor
 	$(BIN)/python benchmarks/calls.py
+	$(BIN)/python benchmarks/recovery.py
 
 docs: $(STAMP)       ## the documentation, in docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 
 import ray
@@ -27,9 +27,11 @@ from ray.exceptions import ActorUnavailableError, RayError
 from typing_extensions import Never, dataclass_transform
 
 from gworker import context, termination
+from gworker.code import pack_code
 from gworker.control.controller import ControllerBoot, create_controller
-from gworker.errors import InvalidDefinition, PoolUnavailable
-from gworker.handle import Cls, define_pool
+from gworker.control.rollout import Phase, Progress
+from gworker.errors import InvalidDefinition, PoolUnavailable, StartupFailed
+from gworker.handle import Cls, define_pool, importable_cls
 from gworker.observe.events import Event
 from gworker.observe.status import AppStatus
 from gworker.options import Gpu
@@ -41,7 +43,7 @@ from gworker.router.client import ANSWER_S, AppClient, deployed_client
 from gworker.router.cluster import have_ray, is_alive, is_ours_alone, started_here
 from gworker.router.membership import DeployedClass, PoolDefinition, PoolKey
 from gworker.router.router import EXPLAIN_AFTER_S
-from gworker.wire import pack
+from gworker.wire import pack, pack_by_value
 
 log = logging.getLogger("gworker")
 T = TypeVar("T")
@@ -248,9 +250,8 @@ class App:
 
     def _follow(self, client: AppClient) -> None:
         """Have the classes of this process stand for those that are deployed."""
-        deployed = client.generations()
-        for name, cls in self.classes.items():
-            cls.generation = deployed.get(name, cls.generation)
+        for cls in self.classes.values():
+            cls.generation = 0
         atexit.register(self._at_exit)
         if context.this_worker() is None:
             termination.obey()
@@ -260,8 +261,10 @@ class App:
 
         `name` is what it is called there (its own name).
 
-        Returns once the floors of its classes are up; raises StartupFailed or Unschedulable where that cannot be. What
-        is deployed already under this name is replaced: new workers take over from those of the old definitions.
+        What is deployed already under this name is updated without failing a call: new workers come up first, then the
+        old ones drain; where there is no room for both, one is replaced at a time while calls wait. Returns once the
+        new version serves, with as many workers as the old one had, or the floors of its classes. Raises StartupFailed
+        when it does not become ready: then the version before it serves on.
         `gw.Cls.from_name(app, class)` gives the classes to other programs of the cluster; `stop()` ends the app.
         """
         if context.this_worker() is not None:
@@ -277,11 +280,30 @@ class App:
                 self._cluster_name,
             )
         controller = create_controller(self._boot(deployed=True))
-        ray.get(controller.deploy.remote({name: _deployable(cls) for name, cls in self.classes.items()}))
+        modules = [sys.modules[cls.user_cls.__module__] for cls in self.classes.values() if importable_cls(cls)]
+        code = pack_code(modules)
+        if code is not None:
+            deployment.store_code(self._cluster_name, code)
+        digest = "" if code is None else code.digest
+        deployed = {key: _deployable(cls, digest, modules) for key, cls in self.classes.items()}
+        version: int = ray.get(controller.deploy.remote(deployed))
         with self._lock:
             self._running = deployed_client(self._cluster_name)
             self._follow(self._running)
-        self._raise_floors(self._running)
+        self._wait_for_update(self._running, version)
+
+    def _wait_for_update(self, client: AppClient, version: int) -> None:
+        while True:
+            try:
+                progress: Progress = ray.get(client.controller.progress.remote(version))
+            except ActorUnavailableError:  # its replacement goes on with the update
+                time.sleep(CONTROLLER_BACK_S)
+                continue
+            if progress.phase is Phase.READY:
+                return
+            if progress.phase is Phase.FAILED:
+                raise StartupFailed(f"version {version} of the app {self.name!r} is not served: {progress.reason}")
+            log.info("%s: version %d: %s", self.name, version, progress.phase.value.lower())
 
     def _boot(self, *, deployed: bool) -> ControllerBoot:
         return ControllerBoot(
@@ -472,7 +494,7 @@ def _has_defaults(cls: Cls) -> bool:
     return all(p.default is not MISSING for p in cls.spec.parameters.values())
 
 
-def _deployable(cls: Cls) -> DeployedClass:
+def _deployable(cls: Cls, code: str, modules: Sequence[ModuleType]) -> DeployedClass:
     default_pool: PoolDefinition | None = None
     if _has_defaults(cls):
         values = bind_parameters(cls.name, cls.spec.parameters, {})
@@ -481,7 +503,11 @@ def _deployable(cls: Cls) -> DeployedClass:
         name=cls.name,
         cls=cls.packed(),
         interface=pack(cls.spec.interface()),
-        options=cls.spec.options,
+        interface_by_value=pack_by_value(cls.spec.interface(), modules),
+        code=code,
+        options=cls.spec.options.without_code(),
+        max_inputs=cls.spec.max_inputs,
+        target_inputs=cls.spec.target_inputs,
         default_pool=default_pool,
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 from gworker import clock, context, streaming
 from gworker.awaiting import Awaited
 from gworker.call import Call
+from gworker.context import WaitingPool
 from gworker.functions import MethodSpec
 from gworker.local import local_instance
 from gworker.mapping import MapRun, zipped
@@ -72,7 +73,13 @@ class _Bound:
         return f"<gworker method {self._handle!r}.{self._spec.name}{self._spec.signature}>"
 
     def _send(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], sink: Any, credit: int = 0
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        sink: Any,
+        *,
+        credit: int = 0,
+        waiting: tuple[WaitingPool, ...] = (),
     ) -> tuple[Router, RoutedCall]:
         handle, spec = self._handle, self._spec
         cls = handle._cls
@@ -92,6 +99,7 @@ class _Bound:
             retries=self._options.retries or options.retries,
             credit=credit,
             sink=sink,
+            waiting=waiting,
         )
         router = handle._router()
         router.submit(call)
@@ -106,24 +114,30 @@ class _Bound:
         instance = local_instance(cls.spec, handle._values.worker_key, handle._values.worker)
         return instance.call(self._spec, handle._values.call, bound)
 
-    def _refuse_deadlock(self, way: str, *, blocks: bool) -> None:
-        """Raise where the wait could never end: on a worker's user loop, or inside the only worker of the pool."""
+    def _refuse_deadlock(self, way: str, *, blocks: bool) -> tuple[WaitingPool, ...]:
+        """The pools that will wait for a call made this way.
+
+        Raises where the wait could never end: on a worker's user loop, or where the only worker of the pool waits, too.
+        """
         worker = context.this_worker()
         if worker is None:
-            return
+            return ()
         if blocks and context.on_user_loop():
             awaiting = "await" if way in ("remote", "for_each") else "async for ... in"
             raise RuntimeError(
                 f"{self._label}.{way}(...) was called on the event loop of a worker and would block every asynchronous "
                 f"method of it: write `{awaiting} {self._label}.{way}.aio(...)`"
             )
-        alone = worker.max_workers == 1 and worker.serves_one_call_at_a_time
-        if alone and context.current_call_or_none() is not None and worker.pool == self._handle._key:
-            raise RuntimeError(
-                f"{self._label}.{way}(...) was called from inside {worker.pool}, whose only worker (max_workers=1) is "
-                "busy with the caller: it would wait for itself. Call the method on self, raise max_workers, or add "
-                "@gw.concurrent(max_inputs=...) to the class"
-            )
+        if context.current_call_or_none() is None:
+            return ()
+        app = self._handle._cls.app.name
+        waiting = context.waiting_pools()
+        # A task that the method made, and may wait for or not, is refused the direct case only.
+        why = context.why_for_ever(f"{app}/{self._handle._key}", waiting or (worker.as_waiting,))
+        if why is not None:
+            raise RuntimeError(f"{self._label}.{way}(...) was called from inside {worker.pool}: {why}")
+        # Another app that a worker calls is one of its own, whatever its name.
+        return waiting if app == worker.app_name else ()
 
     def _refuse_direct_call(self, way: str) -> NoReturn:
         raise TypeError(
@@ -162,8 +176,8 @@ class Remote(_Way[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the method in a worker; wait for the result and return it, or raise what the method raised."""
-        self._bound._refuse_deadlock("remote", blocks=True)
-        call = self._bound._spawn(args, kwargs)
+        waiting = self._bound._refuse_deadlock("remote", blocks=True)
+        call = self._bound._spawn(args, kwargs, waiting)
         try:
             return call.get()
         except BaseException:
@@ -172,9 +186,9 @@ class Remote(_Way[P, R]):
 
     async def aio(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The same for `await`. Cancelling the task that awaits it cancels the call."""
-        self._bound._refuse_deadlock("remote", blocks=False)
+        waiting = self._bound._refuse_deadlock("remote", blocks=False)
         sink = Awaited()
-        router, call = self._bound._send(args, kwargs, sink)
+        router, call = self._bound._send(args, kwargs, sink, waiting=waiting)
         try:
             result: R = await sink.result()
             return result
@@ -189,12 +203,14 @@ class _ManyCalls(_Way[P, R]):
 
     def _run(self, way: str, inputs: Any, *, blocks: bool, ordered: bool, return_exceptions: bool) -> MapRun:
         bound = self._bound
-        bound._refuse_deadlock(way, blocks=blocks)
+        waiting = bound._refuse_deadlock(way, blocks=blocks)
         spec = bound._handle._cls.spec
         most = min(_LARGEST_WINDOW, spec.options.max_pending)
         window = max(1, min(most, max(_SMALLEST_WINDOW, 2 * spec.max_inputs * spec.options.max_workers)))
         when_space = bound._handle._router().when_space
-        return MapRun(inputs, lambda args: bound._spawn(args, {}), when_space, window, ordered, return_exceptions)
+        return MapRun(
+            inputs, lambda args: bound._spawn(args, {}, waiting), when_space, window, ordered, return_exceptions
+        )
 
     def _ticker(self, inputs: Any, progress: bool) -> Ticker:
         if not progress:
@@ -346,9 +362,11 @@ class BoundMethod(_Bound, Generic[P, R]):
         """Refuse: a method is not called directly on a handle."""
         self._refuse_direct_call("remote")
 
-    def _spawn(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call[R]:
+    def _spawn(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], waiting: tuple[WaitingPool, ...] = ()
+    ) -> Call[R]:
         call: Call[R] = Call()
-        router, routed = self._send(args, kwargs, call)
+        router, routed = self._send(args, kwargs, call, waiting=waiting)
         call._attach(router, routed)
         return call
 
@@ -368,13 +386,13 @@ class Stream(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
         """The items as they come. The call is sent at the first `next`; closing the iterator stops the generator."""
-        self._bound._refuse_deadlock("stream", blocks=True)
-        return streaming.iterate(self._bound._submitter(args, kwargs))
+        waiting = self._bound._refuse_deadlock("stream", blocks=True)
+        return streaming.iterate(self._bound._submitter(args, kwargs, waiting))
 
     def aio(self, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R]:
         """The same for `async for`."""
-        self._bound._refuse_deadlock("stream", blocks=False)
-        return streaming.iterate_async(self._bound._submitter(args, kwargs))
+        waiting = self._bound._refuse_deadlock("stream", blocks=False)
+        return streaming.iterate_async(self._bound._submitter(args, kwargs, waiting))
 
 
 class BoundGenerator(_Bound, Generic[P, R]):
@@ -405,9 +423,11 @@ class BoundGenerator(_Bound, Generic[P, R]):
         """Refuse: a generator is not called directly on a handle."""
         self._refuse_direct_call("stream")
 
-    def _submitter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> streaming.Submit:
+    def _submitter(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], waiting: tuple[WaitingPool, ...]
+    ) -> streaming.Submit:
         self._spec.bind(self._handle._cls.name, args, kwargs)  # a bad call fails here, not at the first next
-        return lambda sink: self._send(args, kwargs, sink, credit=streaming.WINDOW)
+        return lambda sink: self._send(args, kwargs, sink, credit=streaming.WINDOW, waiting=waiting)
 
     if not TYPE_CHECKING:
 

@@ -49,7 +49,9 @@ class Call(Generic[R]):
                 f"the result of {self._call.label} (call {self.id}) was waited for on the event loop of a worker and "
                 "would block every asynchronous method of it: write `await call`, or `await gw.gather.aio(...)`"
             )
-        if timeout_s is not None:
+        if timeout_s is None:
+            self._refuse_deadlock()
+        else:
             concurrent.futures.wait([self._outcome], timeout_s)
         if timeout_s is not None and not self._outcome.done():
             assert self._call is not None
@@ -67,6 +69,7 @@ class Call(Generic[R]):
             self._router.cancel(self._call)
 
     def __await__(self) -> Generator[Any, None, R]:
+        self._refuse_deadlock()
         outcome = yield from asyncio.shield(asyncio.wrap_future(self._outcome)).__await__()
         return self._unpacked(outcome)
 
@@ -88,6 +91,15 @@ class Call(Generic[R]):
             self._value = unpack(outcome)
         value: R = self._value
         return value
+
+    def _refuse_deadlock(self) -> None:
+        """Raise where the wait could never end: the call needs the worker that waits for it."""
+        if context.this_worker() is None or self._router is None or self.done():
+            return
+        why = context.why_for_ever(self._router._label, context.waiting_pools())
+        if why is not None:
+            assert self._call is not None
+            raise RuntimeError(f"the result of {self._call.label} (call {self.id}) was waited for: {why}")
 
     def _when_done(self, callback: Callable[[], object]) -> None:
         self._outcome.add_done_callback(lambda _: callback())

@@ -7,12 +7,36 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from gworker import clock
+
+
+class WaitingPool(NamedTuple):
+    """A pool one of whose workers waits for a call. `alone`: the pool has no other, and it takes no other call in."""
+
+    name: str
+    alone: bool
+
+
+class Flag:
+    """Up or not. Lighter than an event: nobody waits for it."""
+
+    __slots__ = ("_up",)
+
+    def __init__(self) -> None:
+        self._up = False
+
+    def set(self) -> None:
+        """Put it up, for good."""
+        self._up = True
+
+    def is_set(self) -> bool:
+        """Whether it is up."""
+        return self._up
 
 
 @dataclass(frozen=True)
@@ -28,7 +52,8 @@ class CallContext:
     method: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     inputs: Sequence[CallContext] = ()
-    _cancelled: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
+    _cancelled: Flag = field(default_factory=Flag, repr=False, compare=False)
+    _waiting: tuple[WaitingPool, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def cancelled(self) -> bool:
@@ -41,7 +66,14 @@ class CallContext:
         return clock.left_until(self.deadline)
 
 
-_CALL: contextvars.ContextVar[CallContext | None] = contextvars.ContextVar("gworker_call", default=None)
+class _Running(NamedTuple):
+    """A call, and the task that runs it: tasks which the method makes inherit the context, and may outlive the call."""
+
+    call: CallContext
+    task: weakref.ref[asyncio.Task[Any]] | None
+
+
+_CALL: contextvars.ContextVar[_Running | None] = contextvars.ContextVar("gworker_call", default=None)
 
 
 def current_call() -> CallContext:
@@ -49,7 +81,7 @@ def current_call() -> CallContext:
 
     Raises RuntimeError outside a call. Threads that a method starts do not inherit it: pass the object on.
     """
-    call = _CALL.get()
+    call = current_call_or_none()
     if call is None:
         raise RuntimeError(
             "gworker.current_call() was used outside a call: it works inside a method marked with @gw.method() "
@@ -60,7 +92,8 @@ def current_call() -> CallContext:
 
 def current_call_or_none() -> CallContext | None:
     """The running call, or None outside one."""
-    return _CALL.get()
+    running = _CALL.get()
+    return None if running is None else running.call
 
 
 def current_attempt_number() -> int:
@@ -68,12 +101,13 @@ def current_attempt_number() -> int:
     return current_call().attempt
 
 
-def enter_call(call: CallContext) -> contextvars.Token[CallContext | None]:
+def enter_call(call: CallContext) -> contextvars.Token[_Running | None]:
     """Make `call` the current one in this context."""
-    return _CALL.set(call)
+    task = _current_task()
+    return _CALL.set(_Running(call, None if task is None else weakref.ref(task)))
 
 
-def exit_call(token: contextvars.Token[CallContext | None]) -> None:
+def exit_call(token: contextvars.Token[_Running | None]) -> None:
     """Undo `enter_call`."""
     _CALL.reset(token)
 
@@ -93,6 +127,11 @@ class WorkerProcess:
     user_loop: asyncio.AbstractEventLoop | None = None
     deployed: bool = False
     defined_as: str = ""
+
+    @property
+    def as_waiting(self) -> WaitingPool:
+        """Its pool while this worker waits for a call."""
+        return WaitingPool(f"{self.app_name}/{self.pool}", self.max_workers == 1 and self.serves_one_call_at_a_time)
 
 
 _worker: WorkerProcess | None = None
@@ -117,3 +156,45 @@ def on_user_loop() -> bool:
         return asyncio.get_running_loop() is _worker.user_loop
     except RuntimeError:
         return False
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+# --- calls that wait for each other ------------------------------------------------------------------------------
+
+
+def waiting_pools() -> tuple[WaitingPool, ...]:
+    """The pools that wait, outermost first, while the running call waits for something.
+
+    Empty outside a call, in tasks and threads that a call has made, because it may not wait for them, and in a call
+    that nobody waits for any more.
+    """
+    running = _CALL.get()
+    if _worker is None or running is None or running.call.cancelled:
+        return ()
+    if (None if running.task is None else running.task()) is not _current_task():
+        return ()
+    return tuple(dict.fromkeys((*running.call._waiting, _worker.as_waiting)))
+
+
+def why_for_ever(pool: str, waiting: Sequence[WaitingPool]) -> str | None:
+    """Why `pool` could not serve a call for which all of `waiting` would wait; None where it could."""
+    if WaitingPool(pool, alone=True) not in waiting:
+        return None
+    names = [each.name for each in waiting]
+    cycle = [*names[names.index(pool) :], pool]
+    if len(cycle) == 2:
+        return (
+            f"the only worker of {pool} (max_workers=1) is busy with the caller: it would wait for itself. Call the "
+            "method on self, raise max_workers, or add @gw.concurrent(max_inputs=...) to the class"
+        )
+    return (
+        f"the only worker of {pool} (max_workers=1) is busy with a call that waits for this one "
+        f"({' -> '.join(cycle)}): it would wait for itself. Raise max_workers, add @gw.concurrent(max_inputs=...) to "
+        "the class, or .spawn the call and do not wait for it"
+    )

@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import html
 import importlib
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar, overload
 
 from gworker.bound import BoundGenerator, BoundMethod, CallOptions
 from gworker.errors import InvalidDefinition
@@ -20,6 +20,8 @@ from gworker.router.membership import DeployedClass, PoolDefinition, PoolKey
 from gworker.router.router import Router
 from gworker.spec import ClassSpec, compile_class
 from gworker.wire import Payload, importable, look_up, pack, unpack
+
+T = TypeVar("T")
 
 __all__ = ["BoundGenerator", "BoundMethod", "Cls", "Handle"]
 
@@ -129,12 +131,21 @@ class Cls:
         """The class as it travels to workers."""
         return pack(self)
 
+    @overload
     @staticmethod
-    def from_name(app_name: str, class_name: str) -> DeployedCls:
+    def from_name(app_name: str, class_name: str) -> DeployedCls: ...
+    @overload
+    @staticmethod
+    def from_name(app_name: str, class_name: str, *, like: type[T]) -> Callable[..., T]: ...
+    @staticmethod
+    def from_name(app_name: str, class_name: str, *, like: Any = None) -> Any:
         """A class of a deployed app, by name alone: `gw.Cls.from_name("inference-server", "Embedder")().embed`.
 
         Lazy: the app is looked up at the first use, in the Ray cluster that this process is attached to. That raises
         NotFound, naming what there is, when there is no such app or class.
+
+        `like` is for type checkers only: the class itself, or a Protocol whose methods are marked with `@gw.method()`.
+        What is called is what was deployed, and checks the arguments.
         """
         return DeployedCls(app_name, class_name)
 
@@ -156,7 +167,7 @@ class Cls:
         return issubclass(subclass, self.user_cls)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if _is_importable(self):
+        if importable_cls(self):
             return (_import, (self.user_cls.__module__, self.user_cls.__qualname__, self.generation, self.changes))
         return (_rebuild, (self.app, self.user_cls, self.given, self.generation, self.changes))
 
@@ -201,29 +212,24 @@ class DeployedCls(Cls):
     def __init__(self, app_name: str, class_name: str, *, changes: Mapping[str, Any] | None = None) -> None:
         super().__init__(DeployedApp(app_name), _Absent, {"name": class_name}, changes=changes)
         self.__qualname__ = class_name
-        self._looked_up: tuple[AppClient, DeployedClass, ClassSpec] | None = None
+        self._looked_up: tuple[AppClient, str, DeployedClass, ClassSpec] | None = None
 
     def _deployed(self) -> tuple[DeployedClass, ClassSpec]:
         client = self.app.client()
-        if self._looked_up is None or self._looked_up[0] is not client:
+        at = client.version
+        if self._looked_up is None or self._looked_up[:2] != (client, at):
             found = client.deployed_class(self.name)
-            spec: ClassSpec = unpack(found.interface)
-            self._looked_up = (client, found, spec.with_options(**self.changes) if self.changes else spec)
-        return self._looked_up[1:]
+            try:
+                spec: ClassSpec = unpack(found.interface)
+            except (ImportError, AttributeError):  # this program lacks the app's modules
+                spec = unpack(found.interface_by_value)
+            self._looked_up = (client, at, found, spec.with_options(**self.changes) if self.changes else spec)
+        return self._looked_up[2:]
 
     @property
     def spec(self) -> ClassSpec:
         """What was deployed; asks the app at first use."""
         return self._deployed()[1]
-
-    @property
-    def generation(self) -> int:
-        """Which of the versions that were deployed one after another."""
-        return self._deployed()[0].generation
-
-    @generation.setter
-    def generation(self, value: int) -> None:
-        """Nothing: the app says which."""
 
     def packed(self) -> Payload:
         """The class as it was deployed."""
@@ -354,7 +360,7 @@ def define_pool(cls: Cls, key: PoolKey, values: ParameterValues) -> PoolDefiniti
         key=key,
         cls=cls.packed(),
         worker_values=pack(dict(values.worker)),
-        options=spec.options,
+        options=spec.options.without_code(),
         max_inputs=spec.max_inputs,
         target_inputs=spec.target_inputs,
         floor_when_idle=values.worker_key == _default_worker_key(cls),
@@ -376,7 +382,7 @@ def _as_count(value: Any) -> int:
 # --- how a class travels -----------------------------------------------------------------------------------------
 
 
-def _is_importable(cls: Cls) -> bool:
+def importable_cls(cls: Cls) -> bool:
     """Whether a worker can import the class, so that it, its enums and its exceptions are the same on both sides."""
     found = importable(cls.user_cls)
     return isinstance(found, Cls) and found.user_cls is cls.user_cls

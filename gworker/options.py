@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from gworker import checks
@@ -85,6 +85,10 @@ class Options:
     def replace(self, **changes: Any) -> Options:
         """A copy with these options changed, everything checked again."""
         return Options.build({**self.as_dict(), **changes}, where="with_options")
+
+    def without_code(self) -> Options:
+        """The same for processes that may lack the app's own modules: what is retried, its callers decide."""
+        return replace(self, retries=_NO_RETRIES)
 
     def as_dict(self) -> dict[str, Any]:
         """The options by name."""

@@ -13,12 +13,16 @@ import io
 import pickle
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import cloudpickle
 
 from gworker.errors import DeadlineExceeded, RemoteError, RemoteTraceback
+
+if TYPE_CHECKING:
+    from gworker.context import WaitingPool
 
 # Below this size a buffer is cheaper inside the pickle than as an object of its own.
 INLINE_BUFFER_BYTES = 4096
@@ -96,6 +100,19 @@ def pack(value: Any) -> Payload:
     return Payload(file.getvalue(), buffers)
 
 
+def pack_by_value(value: Any, modules: Iterable[ModuleType]) -> Payload:
+    """Pickle `value` for processes that cannot import these modules: their classes and functions travel by value."""
+    known = {"__main__", *cloudpickle.list_registry_pickle_by_value()}
+    added = list({module.__name__: module for module in modules if module.__name__ not in known}.values())
+    for module in added:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        return pack(value)
+    finally:
+        for module in added:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
 def importable(cls: type) -> Any:
     """What another process finds where `cls` says it is defined; None where such classes travel by value."""
     module = sys.modules.get(cls.__module__)
@@ -142,8 +159,9 @@ def unpack(payload: Payload) -> Any:
 
 
 def _own(buffer: Any) -> Any:
-    # Always a copy: within one process the sender may still hold the memory, and Ray's object store is read-only.
-    return bytearray(buffer)
+    # A copy, unless the direct lane has read the buffer into memory of its own: within one process the sender may still
+    # hold it, and Ray's object store is read-only.
+    return buffer if isinstance(buffer, memoryview) and not buffer.readonly else bytearray(buffer)
 
 
 def encode(bundle: Up | Down | None) -> bytes | tuple[bytes, list[pickle.PickleBuffer]]:
@@ -244,7 +262,10 @@ def unpack_exception(failure: Failure) -> BaseException:
 
 
 class Submit(NamedTuple):
-    """Router to worker: run this input. `call_id` is the router's own number, `name` the public id of the call."""
+    """Router to worker: run this input. `call_id` is the router's own number, `name` the public id of the call.
+
+    `waiting` are the pools that wait for it, and so cannot serve it where a worker is all they have.
+    """
 
     call_id: int
     name: str
@@ -257,6 +278,7 @@ class Submit(NamedTuple):
     timeout_s: float | None
     batch_cap: int
     credit: int
+    waiting: tuple[WaitingPool, ...] = ()
 
 
 class Cancel(NamedTuple):
@@ -357,7 +379,8 @@ class InOrder:
 
     def feed(self, sequence: int, bundle: Any) -> list[Any]:
         """The bundles that can be handled now that `bundle` has come, in order."""
-        self._early[sequence] = bundle
+        if sequence >= self._next:  # one that was sent again may be known
+            self._early[sequence] = bundle
         ready = []
         while self._next in self._early:
             ready.append(self._early.pop(self._next))

@@ -69,10 +69,12 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="session", params=["ray"])
-def lane(request: pytest.FixtureRequest, ray_cluster: None) -> str:
+@pytest.fixture(scope="session", params=["direct", "ray"])
+def lane(request: pytest.FixtureRequest, ray_cluster: None) -> Iterator[str]:
     """The lane that calls travel on: every test of the contract runs once on each."""
-    return str(request.param)
+    os.environ["GWORKER_LANE"] = request.param
+    yield str(request.param)
+    del os.environ["GWORKER_LANE"]
 
 
 @pytest.fixture

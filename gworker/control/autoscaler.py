@@ -37,6 +37,11 @@ class Autoscaler:
         self._needs: deque[tuple[float, int]] = deque()
         self.desired = policy.min_workers if policy.floor_when_idle else 0
 
+    def begin_at(self, size: int) -> None:
+        """Go on from a size that something else decided; what was needed before counts no more."""
+        self._needs.clear()
+        self.desired = size
+
     def rescale(self, policy: ScalePolicy) -> None:
         """Go by other numbers from now on, at once."""
         self._policy = policy
@@ -54,9 +59,9 @@ class Autoscaler:
             return 0
         return min(max(wanted, policy.min_workers), policy.max_workers)
 
-    def tick(self, demand: int, now: float) -> int:
-        """The wanted number of workers now that `demand` inputs are queued or running."""
-        need = self.need(demand)
+    def tick(self, demand: int, now: float, *, at_least: int = 0) -> int:
+        """The wanted number of workers now that `demand` inputs are queued or running; so many are needed anyway."""
+        need = max(self.need(demand), at_least)
         if not self._needs or self._needs[-1][1] != need:
             self._needs.append((now, need))  # a need lasts until the next one
         horizon = now - max(self._policy.window_s, SUSTAIN_S)

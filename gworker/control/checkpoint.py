@@ -7,7 +7,6 @@ written once each; the state is written whenever it has changed, before anything
 from __future__ import annotations
 
 import pickle
-import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,18 +15,32 @@ from ray.experimental import internal_kv
 
 from gworker.control.pool import PoolRecord
 from gworker.observe.events import Event
-from gworker.router.membership import PoolDefinition, PoolKey
+from gworker.router import deployment
+from gworker.router.membership import DeployedClass, PoolDefinition, PoolKey
 
-_NAMESPACE = b"gworker"
+
+@dataclass(frozen=True)
+class UpdateRecord:
+    """An update on its way: its classes, and for each route its old and its new pool, and whether they are swapping."""
+
+    classes: Mapping[str, DeployedClass]
+    rollouts: Mapping[PoolKey, tuple[PoolKey | None, PoolKey, bool]]
+    removed: tuple[PoolKey, ...]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a controller. `at` is when it was written, by the time of day: nothing else spans processes."""
+    """The state of a controller. `at` is when it was written, by the time of day: nothing else spans processes.
+
+    `routes` has the pools behind each key that routers know.
+    """
 
     at: float
     next_number: int
+    version: int
     pools: Mapping[PoolKey, PoolRecord]
+    routes: Mapping[PoolKey, list[PoolKey]]
+    update: UpdateRecord | None
     events: tuple[Event, ...]
 
 
@@ -35,7 +48,7 @@ class Journal:
     """The store of one app. `write` does nothing when nothing has changed."""
 
     def __init__(self, app_name: str) -> None:
-        self._prefix = f"gworker/{urllib.parse.quote(app_name, safe='')}/"
+        self._app_name = app_name
         self._written: Any = None
 
     def read(self) -> Checkpoint | None:
@@ -45,20 +58,27 @@ class Journal:
 
     def write(self, checkpoint: Checkpoint) -> None:
         """Keep a checkpoint in place of the last one."""
-        changed = (checkpoint.next_number, tuple(_lasting(record) for record in checkpoint.pools.values()))
+        update = checkpoint.update
+        changed = (
+            checkpoint.next_number,
+            checkpoint.version,
+            None if update is None else dict(update.rollouts),
+            dict(checkpoint.routes),
+            tuple(_lasting(record) for record in checkpoint.pools.values()),
+        )
         if changed != self._written:
             self.write_value("state", checkpoint)
             self._written = changed
 
     def read_value(self, name: str) -> Any:
         """What `write_value` kept under a name; None if nothing."""
-        data = internal_kv._internal_kv_get(self._key(name), namespace=_NAMESPACE)
+        data = internal_kv._internal_kv_get(self._key(name), namespace=deployment.KV_NAMESPACE)
         return None if data is None else pickle.loads(data)
 
     def write_value(self, name: str, value: Any) -> None:
         """Keep a value that seldom changes."""
         data = pickle.dumps(value, protocol=5)
-        internal_kv._internal_kv_put(self._key(name), data, overwrite=True, namespace=_NAMESPACE)
+        internal_kv._internal_kv_put(self._key(name), data, overwrite=True, namespace=deployment.KV_NAMESPACE)
 
     def write_definition(self, definition: PoolDefinition) -> None:
         """Keep the definition of a pool."""
@@ -71,20 +91,21 @@ class Journal:
 
     def forget_definition(self, key: PoolKey) -> None:
         """Drop the definition of a pool that is no more."""
-        internal_kv._internal_kv_del(self._key(f"pool/{key}"), namespace=_NAMESPACE)
+        internal_kv._internal_kv_del(self._key(f"pool/{key}"), namespace=deployment.KV_NAMESPACE)
 
     def erase(self) -> None:
         """Drop all that was written of the app."""
-        internal_kv._internal_kv_del(self._prefix.encode(), del_by_prefix=True, namespace=_NAMESPACE)
+        internal_kv._internal_kv_del(self._key(""), del_by_prefix=True, namespace=deployment.KV_NAMESPACE)
 
     def _key(self, name: str) -> bytes:
-        return (self._prefix + name).encode()
+        return deployment.kv_key(self._app_name, name)
 
 
 def _lasting(record: PoolRecord) -> Any:
     """What of a pool is worth writing down again: not that time has passed."""
     return (
         record.desired,
+        record.pinned,
         record.retired,
         record.failed_starts,
         record.has_served,

@@ -19,27 +19,32 @@ from typing import Any
 import ray
 
 from gworker import clock
-from gworker.control.checkpoint import Checkpoint, Journal
+from gworker.control.board import WATCH_S, Board
+from gworker.control.checkpoint import Checkpoint, Journal, UpdateRecord
 from gworker.control.keeper import House, Keeper
-from gworker.control.placement import affordable, free_resources, node_totals, requirement, what_no_node_has
+from gworker.control.placement import (
+    affordable,
+    free_resources,
+    how_often,
+    node_totals,
+    requirement,
+    what_no_node_has,
+)
 from gworker.control.pool import Pool, Start, Stop
+from gworker.control.rollout import Phase, Progress, Rollout, Update
 from gworker.control.workers import Worker, WorkerState
 from gworker.errors import NotFound, PoolUnavailable
 from gworker.observe.events import Event, EventLog
 from gworker.observe.status import AppStatus, PoolStatus, WorkerStatus
 from gworker.options import Options
 from gworker.router import deployment
-from gworker.router.membership import Demand, DeployedClass, PoolDefinition, PoolKey, PoolState, PoolView
+from gworker.router.membership import Demand, DeployedClass, PoolDefinition, PoolKey, PoolView
 from gworker.worker.actor import ORPHANED_S, WorkerStats
 
 log = logging.getLogger("gworker.controller")
 
 # The longest the loop sleeps, so that windows and expiries are seen in time.
 TICK_S = 0.25
-# How long a watch is kept open before it answers with what is known already.
-WATCH_S = 10.0
-# How long a worker that has drained waits at most for the routers to know of it.
-SEEN_S = 1.0
 # How long the routers of a restarted controller wait at most for it to find the workers that serve.
 RESTORE_S = 5.0
 # How many of the latest events a status shows.
@@ -74,10 +79,12 @@ class Controller:
         self._deployed: dict[str, DeployedClass] = {}
         self._bounds: dict[tuple[str, str], dict[str, Any]] = {}
         self._next_number = 1
-        self._epoch = os.urandom(4).hex()
+        self._version = 0
+        self._update: Update | None = None
+        self._progress = Progress(0, Phase.READY)
+        self._progressed = asyncio.Event()
+        self._board = Board(os.urandom(4).hex())
         self._wake = asyncio.Event()
-        self._published: dict[PoolKey, tuple[int, asyncio.Event]] = {}
-        self._seen: dict[PoolKey, dict[str, tuple[int, float]]] = {}
         self._events = EventLog()
         self._happened = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
@@ -106,26 +113,16 @@ class Controller:
         await self.begin()
         if definition is not None:
             self._ensure(definition)
-        if known is not None and known[0] == self._epoch:
-            self._seen.setdefault(key, {})[router] = (known[1], clock.now())
-        end = clock.now() + WATCH_S
-        while True:
-            pool = self._pools.get(key)
-            if pool is None and self._stopping:
-                raise PoolUnavailable(f"the app {self._boot.app_name!r} is being stopped")
-            if pool is None:
-                return PoolView(0, PoolState.READY, (), epoch=self._epoch, forgotten=True)
-            view = pool.view
-            if (view.epoch, view.version) != known or clock.now() >= end:
-                return view
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._published[key][1].wait(), max(0.0, end - clock.now()))
+        if self._stopping and self._board.route(key) is None:
+            raise PoolUnavailable(f"the app {self._boot.app_name!r} is being stopped")
+        return await self._board.next_view(router, key, known)
 
     async def report(self, router: str, key: PoolKey, demand: Demand) -> None:
         """A router says what it needs of a pool."""
-        pool = self._pools.get(key)
-        if pool is not None:
-            pool.report(router, demand, clock.now())
+        route = self._board.route(key)
+        if route is not None:
+            for pool in route.pools:
+                pool.report(router, demand, clock.now())
             if demand.queued or demand.errors:
                 self._wake.set()
 
@@ -162,25 +159,29 @@ class Controller:
                 pool.retired = True
         self._wake.set()
 
-    async def deploy(self, classes: Mapping[str, DeployedClass]) -> None:
-        """Serve these classes, and no others, from now on: new workers take over from those of earlier definitions."""
+    async def deploy(self, classes: Mapping[str, DeployedClass]) -> int:
+        """Begin to serve these classes, and no others; returns the version, whose progress can be asked for.
+
+        An update that is still on its way is rolled back first.
+        """
         await self.begin()
-        assert self._journal is not None
-        for name, old in self._deployed.items():
-            if name not in classes:
-                await self.retire(name, old.generation + 1)
-        self._deployed = {
-            name: replace(new, generation=self._deployed[name].generation + 1 if name in self._deployed else 0)
-            for name, new in classes.items()
-        }
-        self._declared = {name: deployed.options for name, deployed in self._deployed.items()}
-        self._journal.write_value("classes", self._deployed)
-        self._bounds = {}  # the bounds are those of the code again
-        self._journal.write_value("bounds", self._bounds)
-        for name, deployed in self._deployed.items():
-            if (definition := deployed.default_definition()) is not None:
-                self._ensure(definition)
-            await self.retire(name, deployed.generation)
+        if self._update is not None:
+            self._end_update(Phase.FAILED, "another version was deployed meanwhile")
+        self._version += 1
+        self._begin_update({name: replace(c, generation=self._version) for name, c in classes.items()})
+        return self._version
+
+    async def progress(self, version: int) -> Progress:
+        """How the update to a version stands, once it is over or after a while."""
+        await self.begin()
+        end = clock.now() + WATCH_S
+        while self._progress.version <= version and self._update is not None and (left_s := end - clock.now()) > 0:
+            self._progressed.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._progressed.wait(), left_s)
+        if self._progress.version > version:
+            return Progress(version, Phase.FAILED, "another version was deployed meanwhile")
+        return self._progress
 
     async def deployed_class(self, name: str) -> DeployedClass:
         """What was deployed under a name. Raises NotFound."""
@@ -192,7 +193,7 @@ class Controller:
         return found
 
     async def generations(self) -> dict[str, int]:
-        """Which version of each deployed class is served, counted from 0."""
+        """The deployed classes, and the version that each is served in."""
         await self.begin()
         return {name: deployed.generation for name, deployed in self._deployed.items()}
 
@@ -292,6 +293,7 @@ class Controller:
             self._publish(pool)
             if pool.forgettable or (pool.retired and not pool.slots and not pool.workers):
                 self._forget(pool)
+        self._step_update(now)
         self._write_down(now)
         for keeper in begin:
             self._background(keeper.live())
@@ -322,36 +324,41 @@ class Controller:
         self._wake.set()
 
     def _publish(self, pool: Pool) -> None:
-        """Wake the routers that watch the pool, if they have something to learn."""
-        key = pool.definition.key
-        version, event = self._published.get(key, (0, asyncio.Event()))
-        if pool.view.version != version:
-            self._published[key] = (pool.view.version, asyncio.Event())
-            event.set()
-        else:
-            self._published[key] = (version, event)
+        """Tell the routers of the pool what it is like, if they have something to learn."""
+        route = self._board.route(self._route_key(pool.definition.key))
+        if route is not None and pool in route.pools:
+            route.refresh()
 
     async def _seen_by_all(self, pool: Pool) -> None:
-        """Wait until every router that watches the pool knows what it is like now. Bounded: one may be gone."""
-        key, version = pool.definition.key, pool.view.version
-        end = clock.now() + SEEN_S
-        while clock.now() < end:
-            alive = [v for v, at in self._seen.get(key, {}).values() if clock.now() - at < WATCH_S + SEEN_S]
-            if all(known >= version for known in alive):
-                return
-            await asyncio.sleep(0.005)
+        route = self._board.route(self._route_key(pool.definition.key))
+        if route is not None:
+            await route.seen_by_all()
+
+    def _route_key(self, key: PoolKey) -> PoolKey:
+        """How routers know a pool: those of a deployed app need not know which version serves."""
+        return replace(key, generation=0) if self._boot.deployed else key
 
     # --- pools ----------------------------------------------------------------------------------------------------
 
     def _ensure(self, definition: PoolDefinition) -> None:
-        """Have a pool; nothing happens if it is there."""
-        if definition.key in self._pools or self._stopping:
+        """Have the pool that a router asks for; nothing happens if it is there."""
+        key = definition.key
+        if self._board.route(key) is not None or self._stopping:
             return
-        definition = self._within_bounds(definition)
-        if self._journal is not None:
-            self._journal.write_definition(definition)
-        self._add_pool(definition)
+        deployed = self._deployed.get(key.class_name) if self._boot.deployed else None
+        if deployed is not None:
+            definition = deployed.in_place_of(definition)
+        self._board.show(key, self._have_pool(self._within_bounds(definition)))
         self._wake.set()
+
+    def _have_pool(self, definition: PoolDefinition) -> Pool:
+        """The pool of a definition, made and written down if need be."""
+        pool = self._pools.get(definition.key)
+        if pool is None:
+            if self._journal is not None:
+                self._journal.write_definition(definition)
+            pool = self._add_pool(definition)
+        return pool
 
     def _add_pool(self, definition: PoolDefinition) -> Pool:
         definition, notice = self._fit_gpu(definition)
@@ -360,11 +367,10 @@ class Controller:
         def note(worker: str, action: str, reason: str) -> None:
             self._note(name, worker, action, reason)
 
-        pool = Pool(definition, clock.now(), on_event=note, epoch=self._epoch)
+        pool = Pool(definition, clock.now(), on_event=note)
         pool.notice = notice
         self._pools[definition.key] = pool
         pool.refresh(clock.now())
-        self._publish(pool)
         return pool
 
     def _note(self, pool: str, worker: str, action: str, reason: str) -> None:
@@ -375,11 +381,13 @@ class Controller:
     def _forget(self, pool: Pool) -> None:
         key = pool.definition.key
         del self._pools[key]
-        _, event = self._published.pop(key)
-        self._seen.pop(key, None)
-        event.set()
+        route = self._board.route(self._route_key(key))
+        if route is not None and route.pools == [pool]:
+            self._board.forget(self._route_key(key))
         if self._journal is not None:
             self._journal.forget_definition(key)
+            in_use = {p.definition.code for p in self._pools.values()} | {c.code for c in self._deployed.values()}
+            deployment.drop_code(self._boot.app_name, in_use)
 
     def _fit_gpu(self, definition: PoolDefinition) -> tuple[PoolDefinition, str]:
         """Drop a GPU requirement that this machine cannot meet, where that is wanted."""
@@ -400,17 +408,82 @@ class Controller:
         if count == 0:
             return 0
         options = pool.definition.options
-        held = [(requirement(p.definition.options), w.placed) for p in self._pools.values() for w in p.workers.values()]
         served = {key.class_name for key, other in self._pools.items() if other.workers}
         mine = pool.definition.key.class_name
         return affordable(
             count,
             requirement(options),
-            free_resources(held),
+            free_resources(self._held()),
             others=[requirement(o) for name, o in self._declared.items() if name != mine and name not in served],
             owed=max(1, options.min_workers) - sum(not w.draining for w in pool.workers.values()),
             cluster_may_grow=self._boot.cluster_may_grow,
         )
+
+    def _held(self) -> list[tuple[Mapping[str, float], bool]]:
+        """What each worker needs, and whether it has a place."""
+        return [(requirement(p.definition.options), w.placed) for p in self._pools.values() for w in p.workers.values()]
+
+    # --- updates --------------------------------------------------------------------------------------------------
+
+    def _begin_update(self, classes: Mapping[str, DeployedClass]) -> None:
+        """Start to replace every pool by one of the new version."""
+        update = self._update = Update(self._version, classes)
+        self._progress = Progress(self._version, Phase.SURGING)
+        for key, route in self._board.routes():
+            old = route.pools[0]
+            deployed = classes.get(key.class_name)
+            if deployed is None:
+                update.removed.append(old)
+            else:
+                update.rollouts[key] = Rollout(old, self._have_pool(deployed.in_place_of(old.definition)))
+        for deployed in classes.values():
+            definition = deployed.default_pool
+            if definition is not None and definition.key not in update.rollouts:
+                new = self._have_pool(deployed.in_place_of(definition))
+                update.rollouts[definition.key] = Rollout(None, new)
+        self._declared = {name: deployed.options for name, deployed in classes.items()}
+        self._note("", "", "updating", f"to version {self._version} of {', '.join(sorted(classes)) or 'no classes'}")
+        self._wake.set()
+
+    def _step_update(self, now: float) -> None:
+        update = self._update
+        if update is None:
+            return
+        phase = update.step(now, self._fits)
+        for key, rollout in update.rollouts.items():
+            if rollout.old is not None and rollout.mixed:
+                self._board.show(key, rollout.old, rollout.new)
+        if phase in (Phase.READY, Phase.FAILED):
+            self._end_update(phase, update.reason)
+        elif phase is not self._progress.phase:
+            self._progress = Progress(update.version, phase)
+
+    def _end_update(self, phase: Phase, reason: str) -> None:
+        """Commit the update, or roll it back. The first version has none to go back to: it stays, and tries again."""
+        update, self._update = self._update, None
+        assert update is not None and self._journal is not None
+        if phase is Phase.FAILED and self._deployed:
+            update.roll_back()
+            for key, rollout in update.rollouts.items():
+                if rollout.old is not None:
+                    self._board.show(key, rollout.old)
+            self._declared = {name: deployed.options for name, deployed in self._deployed.items()}
+            self._note("", "", "rolled back", f"version {update.version}: {reason}")
+        else:
+            update.commit()
+            for key, rollout in update.rollouts.items():
+                self._board.show(key, rollout.new)
+            self._deployed = dict(update.classes)
+            self._bounds = {}  # those of the code again
+            self._journal.write_value("bounds", self._bounds)
+            self._journal.write_value("classes", self._deployed)
+            self._note("", "", "updated" if phase is Phase.READY else "deployed", f"version {update.version} {reason}")
+        self._progress = Progress(update.version, phase, reason)
+        self._progressed.set()
+        self._wake.set()
+
+    def _fits(self, pool: Pool) -> bool:
+        return how_often(requirement(pool.definition.options), free_resources(self._held())) > 0
 
     # --- recovery ---------------------------------------------------------------------------------------------------
 
@@ -421,9 +494,32 @@ class Controller:
                     at=clock.time_of_day(),
                     next_number=self._next_number,
                     pools={key: pool.record(now) for key, pool in self._pools.items()},
+                    routes={key: [p.definition.key for p in route.pools] for key, route in self._board.routes()},
+                    version=self._version,
+                    update=self._update_record(),
                     events=self._events.after(self._events.last - STATUS_EVENTS),
                 )
             )
+
+    def _update_record(self) -> UpdateRecord | None:
+        update = self._update
+        if update is None:
+            return None
+        rollouts = {
+            key: (None if r.old is None else r.old.definition.key, r.new.definition.key, r.phase is Phase.SWAPPING)
+            for key, r in update.rollouts.items()
+        }
+        return UpdateRecord(update.classes, rollouts, tuple(pool.definition.key for pool in update.removed))
+
+    def _restore_update(self, record: UpdateRecord) -> None:
+        """Go on with an update that another controller had begun."""
+        update = self._update = Update(self._version, record.classes)
+        self._progress = Progress(self._version, Phase.SURGING)
+        for key, (old, new, swapping) in record.rollouts.items():
+            rollout = update.rollouts[key] = Rollout(None if old is None else self._pools[old], self._pools[new])
+            rollout.phase = Phase.SWAPPING if swapping else Phase.SURGING
+        update.removed = [self._pools[key] for key in record.removed]
+        self._declared = {name: deployed.options for name, deployed in record.classes.items()}
 
     async def _restore(self, journal: Journal) -> None:
         """Take over the pools and the workers of the controller before this one; reap those nobody knows."""
@@ -435,7 +531,8 @@ class Controller:
         if checkpoint is None:
             return
         now, elapsed_s = clock.now(), max(0.0, clock.time_of_day() - checkpoint.at)
-        self._next_number = checkpoint.next_number
+        self._next_number, self._version = checkpoint.next_number, checkpoint.version
+        self._progress = Progress(self._version, Phase.READY)
         self._events.restore(checkpoint.events)
         adopted: list[Keeper] = []
         for key, record in checkpoint.pools.items():
@@ -445,6 +542,11 @@ class Controller:
             pool = self._add_pool(definition)
             pool.restore(record, elapsed_s, now)
             adopted += [self._keep(pool, worker) for worker in pool.workers.values()]
+        for route, keys in checkpoint.routes.items():
+            if pools := [self._pools[key] for key in keys if key in self._pools]:
+                self._board.show(route, *pools)
+        if checkpoint.update is not None:
+            self._restore_update(checkpoint.update)
         self._note("", "", "controller restarted", f"takes over {len(adopted)} workers")
         app_name = self._boot.app_name
         for keeper in adopted:

@@ -8,6 +8,7 @@ only did not answer, or whose calls failed, is doubtful, and better than none.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from gworker.observe.status import ProbeStatus
 from gworker.probe import Probe, ProbeState, Verdict
@@ -21,6 +22,15 @@ LONGEST_EJECTION_S = 300.0
 FORGET_EJECTIONS_S = 600.0
 
 
+@dataclass(frozen=True)
+class _Row:
+    """System errors in a row as one router counts them; `spent` of them have taken the worker out already."""
+
+    count: int
+    spent: int
+    heard_at: float
+
+
 class Health:
     """The probes and the passive health of one worker."""
 
@@ -28,7 +38,9 @@ class Health:
         self.latest: dict[Probe, ProbeStatus] = {}
         self.condemned_at: float | None = None
         self._states = {probe: ProbeState(probe) for probe in probes}
-        self._errors: dict[str, int] = {}
+        self._failing: dict[Probe, None] = {}
+        self._denied: set[Probe] = set()
+        self._rows: dict[str, _Row] = {}
         self._ejected_until = float("-inf")
         self._ejections = 0
         self._ejection_s = 0.0
@@ -37,26 +49,41 @@ class Health:
         """Count a verdict. False if it made the probe fail for good, True if it passes again, None if neither."""
         self.latest[probe] = ProbeStatus(probe.method, probe.kind, verdict.name, latency_s * 1000.0, reason)
         change = self._states[probe].record(verdict)
-        if not self._failing("liveness"):
+        if change is False:
+            self._failing[probe] = None
+        elif change is True:
+            del self._failing[probe]
+        if verdict is Verdict.FAILED:
+            self._denied.add(probe)
+        elif verdict is Verdict.PASSED and probe not in self._failing:
+            self._denied.discard(probe)
+        if self.condemning is None:
             self.condemned_at = None
         elif self.condemned_at is None:
             self.condemned_at = now
         return change
 
     def count_errors(self, router: str, in_a_row: int, now: float) -> bool:
-        """A router has met so many system errors in a row. True if that takes the worker out of the routing."""
+        """A router has met so many system errors in a row. True if that takes the worker out of the routing.
+
+        Routers that have met some say so again and again: what one has not repeated for long is of one that is gone.
+        Each error counts once: the row of a worker that is used although it is out, because there are too few others,
+        goes on, and takes it out again when it has grown by as much.
+        """
+        rows = {r: row for r, row in self._rows.items() if now - row.heard_at < EJECTION_S}
+        before = rows.pop(router, None)
         if in_a_row:
-            self._errors[router] = in_a_row
-        else:
-            self._errors.pop(router, None)
-        if self.ejected(now) or sum(self._errors.values()) < ERRORS_IN_A_ROW:
+            spent = before.spent if before is not None and in_a_row >= before.count else 0
+            rows[router] = _Row(in_a_row, spent, now)
+        self._rows = rows
+        if self.ejected(now) or sum(row.count - row.spent for row in rows.values()) < ERRORS_IN_A_ROW:
             return False
         if now - self._ejected_until >= FORGET_EJECTIONS_S:
             self._ejections = 0
         self._ejections += 1
         self._ejection_s = min(EJECTION_S * self._ejections, LONGEST_EJECTION_S)
         self._ejected_until = now + self._ejection_s
-        self._errors.clear()
+        self._rows = {r: replace(row, spent=row.count) for r, row in rows.items()}
         return True
 
     def ejected(self, now: float) -> bool:
@@ -65,12 +92,12 @@ class Health:
 
     def serves(self, now: float) -> bool:
         """Whether it is to be sent inputs."""
-        return not self.ejected(now) and all(state.healthy for state in self._states.values())
+        return not self._failing and not self.ejected(now)
 
     @property
     def said_no(self) -> bool:
-        """Whether a probe of it failed by an answer, not by silence."""
-        return any(not s.healthy and s.last is Verdict.FAILED for s in self._states.values())
+        """Whether a probe that fails has answered so, and not only with silence, since it last was well."""
+        return any(probe in self._denied for probe in self._failing)
 
     @property
     def condemned(self) -> bool:
@@ -80,18 +107,18 @@ class Health:
     @property
     def condemning(self) -> Probe | None:
         """The liveness probe that failed."""
-        return next(iter(self._failing("liveness")), None)
+        return next((probe for probe in self._failing if probe.kind == "liveness"), None)
 
     def why(self, now: float) -> str:
         """Why it does not serve, in words; empty if it does."""
-        for kind in ("liveness", "readiness"):
-            for probe in self._failing(kind):
-                seen = self.latest.get(probe)
-                detail = f": {seen.reason}" if seen is not None and seen.reason else ""
-                return f"{kind} probe {probe.method} failed {probe.failures} times{detail}"
-        if self.ejected(now):
-            return f"{ERRORS_IN_A_ROW} system errors in a row: out of the routing for {self._ejection_s:g} s"
-        return ""
+        if self._failing:
+            probe = self.condemning or next(iter(self._failing))
+            seen = self.latest.get(probe)
+            detail = f": {seen.reason}" if seen is not None and seen.reason else ""
+            return f"{probe.kind} probe {probe.method} failed {probe.failures} times{detail}"
+        return self.why_ejected if self.ejected(now) else ""
 
-    def _failing(self, kind: str) -> list[Probe]:
-        return [probe for probe, state in self._states.items() if probe.kind == kind and not state.healthy]
+    @property
+    def why_ejected(self) -> str:
+        """Why passive health took it out of the routing, and for how long."""
+        return f"{ERRORS_IN_A_ROW} system errors in a row: out of the routing for {self._ejection_s:g} s"

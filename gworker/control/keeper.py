@@ -110,6 +110,7 @@ class Keeper:
             cls=definition.cls,
             worker_values=definition.worker_values,
             controller=self._house.controller,
+            code=definition.code,
             orphaned_s=self._house.orphaned_s,
         )
         return create_worker(boot, actor_options(definition.options) | self._house.actor_extra(self.worker.id))
@@ -125,7 +126,8 @@ class Keeper:
             lacking = what_no_node_has(options, node_totals())
             if lacking is None:
                 # Where a node could hold it, it is either on its way or the node is full.
-                worker.pending = f"waiting for {describe_requirement(options)}" if waited_s > 1.0 else "being placed"
+                needs = describe_requirement(options)
+                worker.pending = f"waiting for {needs}" if needs and waited_s > 1.0 else "being placed"
                 pool.unschedulable = ""
             else:
                 worker.pending = lacking
@@ -158,6 +160,7 @@ class Keeper:
             self.kill()
             pool.start_failed(worker, report.error, clock.now())
             return False
+        worker.direct = report.direct
         pool.started(worker, report.pid, report.node_id, clock.now(), adopted=adopted)
         self._house.changed(pool)
         for probe in pool.definition.options.probes:

@@ -46,13 +46,20 @@ class Stop:
 
 @dataclass(frozen=True)
 class PoolRecord:
-    """A pool as it is written down; its definition stands elsewhere, because it never changes."""
+    """A pool as it is written down; its definition stands elsewhere, because it never changes.
+
+    `pinned` is a size that an update keeps it at, None where it follows the demand.
+    """
 
     desired: int
+    pinned: int | None
     retired: bool
     slots: tuple[SlotRecord, ...]
     workers: tuple[WorkerRecord, ...]
+    kills: tuple[tuple[str, int], ...]
+    restarts: int
     failed_starts: int
+    next_try_s: float
     has_served: bool
     last_error: str | None
 
@@ -83,7 +90,6 @@ class Pool:
         *,
         on_event: Callable[[str, str, str], object] = _unheard,
         rng: random.Random | None = None,
-        epoch: str = "",
     ) -> None:
         self.definition = definition
         self.workers: dict[str, Worker] = {}
@@ -94,15 +100,18 @@ class Pool:
         self.restarts = 0
         self.notice = ""
         self.retired = False
+        self.pinned: int | None = None
         self.unschedulable = ""
         self.closing = ""
-        self.view = PoolView(version=0, state=PoolState.SCALING, workers=(), epoch=epoch)
+        self.view = PoolView(version=0, state=PoolState.SCALING, workers=())
         self._on_event = on_event
         self._rng = rng
         self._now = now
         self._demands: dict[str, tuple[Demand, float]] = {}
         self._used_at = now
+        self._hears_all_at = now
         self._panicking = False
+        self._going_because = "replaced by a new definition"
         self._told_desired = self.autoscaler.desired
         self._told_state = PoolState.READY
 
@@ -117,10 +126,13 @@ class Pool:
 
     def report(self, router: str, demand: Demand, now: float) -> None:
         """A router says what it needs, which workers have its inputs, and which gave it system errors in a row."""
-        for worker_id, in_a_row in demand.errors:
+        told = dict(demand.errors)
+        if router in self._demands:  # what it does not repeat has ended
+            told = {**dict.fromkeys((worker_id for worker_id, _ in self._demands[router][0].errors), 0), **told}
+        for worker_id, in_a_row in told.items():
             worker = self.workers.get(worker_id)
             if worker is not None and worker.serving and worker.health.count_errors(router, in_a_row, now):
-                self._on_event(worker_id, "ejected", worker.health.why(now))
+                self._on_event(worker_id, "ejected", worker.health.why_ejected)
         if demand.idle:
             self._demands.pop(router, None)
         else:
@@ -138,8 +150,10 @@ class Pool:
 
     def started(self, worker: Worker, pid: int, node_id: str, now: float, *, adopted: bool = False) -> None:
         """A worker finished its on_enter hooks; long ago, where it was `adopted`."""
-        worker.pid, worker.node_id, worker.pending = pid, node_id, ""
-        worker.state, worker.ready_since = WorkerState.READY, now
+        worker.pid, worker.node_id, worker.pending, worker.reason = pid, node_id, "", ""
+        worker.state = WorkerState.READY
+        if worker.ready_since is None:
+            worker.ready_since = now
         self.unschedulable = ""
         self.hope.start_succeeded()
         self._on_event(
@@ -154,6 +168,9 @@ class Pool:
 
     def start_failed(self, worker: Worker, error: str, now: float) -> None:
         """A worker did not come up."""
+        if worker.ready_since is not None:  # it had, for an earlier controller, and is gone since
+            self.lost(worker, error, now)
+            return
         self._remove(worker, "its start failed")
         self._slot_failed(worker, (error.strip().splitlines() or ["it failed to start"])[-1], now)
         self.hope.start_failed(error, now)
@@ -193,6 +210,18 @@ class Pool:
         worker.state, worker.reason = WorkerState.STOPPED, worker.reason or reason
         self.workers.pop(worker.id, None)
 
+    def retire(self, reason: str) -> None:
+        """Another definition has taken its place: it serves what it was given, and goes."""
+        self.retired, self._going_because, self.pinned = True, reason, None
+        self._demands.clear()
+
+    def unpin(self) -> None:
+        """Follow the demand again, from the size that it has."""
+        if self.pinned is not None:
+            self.autoscaler.begin_at(self.pinned)
+            self._told_desired = self.pinned
+            self.pinned = None
+
     # --- what follows ---------------------------------------------------------------------------------------------
 
     def demand(self, now: float) -> Demand:
@@ -221,9 +250,15 @@ class Pool:
         self._grow(desired, now)
         if desired == 0 and not self.slots:
             self.hope.begin_anew()
+            self.unschedulable = ""
         starts = self._starts(now)
         self.refresh(now)
         return [*stops, *starts]
+
+    @property
+    def size(self) -> int:
+        """How many workers it is to have, as was decided last."""
+        return self.autoscaler.desired if self.pinned is None else self.pinned
 
     @property
     def forgettable(self) -> bool:
@@ -245,20 +280,21 @@ class Pool:
             elif not serves:
                 worker.reason = worker.health.why(now)
         ready = [w.slot for w in self.workers.values() if w.state is WorkerState.READY]
-        self.kills.settle(self.workers, ready, self.slots)
+        whole = self.retired or len(ready) >= self.size
+        self.kills.settle(self.workers, ready, self.slots, whole=whole)
 
     def _replacements(self) -> list[Stop]:
         return [self._stop(w, w.replace_because, failed=True) for w in self._serving() if w.replace_because]
 
     def _kills(self, now: float) -> list[Stop]:
         """Replace workers that failed their liveness probe, the first to fail first, as many as may be at once."""
+        period_s = max((p.period_s for p in self.definition.options.probes if p.kind == "liveness"), default=0.0)
+        if not period_s:
+            return []
         condemned = sorted(
             (w for w in self._serving() if w.health.condemned), key=lambda w: (w.health.condemned_at or now, w.number)
         )
-        if not condemned:
-            return []
-        period_s = max(p.period_s for p in self.definition.options.probes if p.kind == "liveness")
-        count = self.kills.allowance(len(self.slots), period_s, now)
+        count = self.kills.allowance(len(self.slots), period_s, now, condemned=len(condemned))
         stops = []
         for worker in condemned[:count]:
             self.kills.kill(worker.id, worker.slot)
@@ -278,12 +314,17 @@ class Pool:
         return Stop(worker.id, reason)
 
     def _desired(self, demand: Demand, now: float) -> int:
+        # A restored pool has yet to hear what the routers need: until then nothing is let go.
+        deaf = now < self._hears_all_at
         if self.retired:
             # What was called before the new definition is still served, by as few workers as there are.
             # One is started only for calls that wait: those that run, or ran a moment ago, need none.
             counted = sum(self._counts(slot, now) for slot in self.slots.values())
-            return 0 if demand.idle else max(int(demand.queued > 0), counted)
-        desired = self.autoscaler.tick(demand.queued + demand.running, now)
+            return 0 if demand.idle and not deaf else max(int(demand.queued > 0), counted)
+        if self.pinned is not None:
+            return self.pinned
+        at_least = self.autoscaler.desired if deaf else 0
+        desired = self.autoscaler.tick(demand.queued + demand.running, now, at_least=at_least)
         if desired != self._told_desired:
             action = "scaled up" if desired > self._told_desired else "scaled down"
             why = f"from {self._told_desired} to {desired}: {demand.queued} queued, {demand.running} running"
@@ -307,9 +348,11 @@ class Pool:
 
     def _shrink(self, desired: int, now: float) -> list[Stop]:
         """Let go what is too much: places without a worker first, then those that do not serve, idle ones, new ones."""
-        inflight = self.inflight()
         counted = [slot for slot in self.slots.values() if self._counts(slot, now)]
-        going = sorted(counted, key=lambda slot: self._keeping(slot, inflight))[: max(0, len(counted) - desired)]
+        going = []
+        if len(counted) > desired:
+            inflight = self.inflight()
+            going = sorted(counted, key=lambda slot: self._keeping(slot, inflight))[: len(counted) - desired]
         going += self._replaced_unready(counted, desired, now)
         stops = []
         for slot in going:
@@ -317,7 +360,8 @@ class Pool:
             if worker is None:
                 del self.slots[slot.number]
             else:
-                reason = "replaced by a new definition" if self.retired else "scaled down"
+                reason = self._going_because if self.retired else "scaled down"
+                reason = "makes room for the new version" if self.pinned is not None else reason
                 stops.append(self._stop(worker, reason))
         return stops
 
@@ -366,11 +410,11 @@ class Pool:
         unready = sum(w.state is WorkerState.UNREADY for w in self.workers.values())
         if (unready and ready < unready) or any(slot.held(now) for slot in self.slots.values()):
             return PoolState.DEGRADED
-        if ready < len(self.slots) or len(self.slots) != self.autoscaler.desired:
+        if ready < len(self.slots) or len(self.slots) != self.size:
             return PoolState.SCALING
         return PoolState.READY
 
-    def _failure(self, now: float) -> GWorkerError | None:
+    def failure(self, now: float) -> GWorkerError | None:
         """What calls that wait are to raise, or None while there is hope."""
         name = self.definition.key.class_name
         if self.closing:
@@ -410,11 +454,11 @@ class Pool:
         self._told_state = state
         routable = self._routable(now)
         workers = tuple(
-            WorkerView(w.id, w.actor, self.definition.max_inputs, w.id in routable)
+            WorkerView(w.id, w.actor, self.definition.max_inputs, w.id in routable, w.direct)
             for w in self.workers.values()
             if w.serving or (w.draining and w.pid is not None)
         )
-        failure = self._failure(now)
+        failure = self.failure(now)
         view = PoolView(
             version=self.view.version,
             state=state,
@@ -423,7 +467,7 @@ class Pool:
             failure=failure,
             notice=self.notice,
             start_error=self.hope.last_error,
-            epoch=self.view.epoch,
+            app_version=str(self.definition.key.generation),
         )
         if self.view.version and view.tells_the_same_as(self.view):
             return False
@@ -461,7 +505,7 @@ class Pool:
             name=str(self.definition.key),
             class_name=self.definition.key.class_name,
             state=self._state(now).value,
-            desired=0 if self.retired else self.autoscaler.desired,
+            desired=0 if self.retired else self.size,
             ready=count(WorkerState.READY),
             starting=len(starting),
             pending=sum(not w.placed for w in starting),
@@ -485,22 +529,30 @@ class Pool:
         """What a successor of the controller has to know."""
         return PoolRecord(
             desired=self.autoscaler.desired,
+            pinned=self.pinned,
             retired=self.retired,
             slots=tuple(slot.record(now) for slot in self.slots.values()),
             workers=tuple(record_of(worker, now) for worker in self.workers.values()),
+            kills=tuple(self.kills.open.items()),
+            restarts=self.restarts,
             failed_starts=self.hope.failed_starts,
+            next_try_s=self.hope.next_try_at - now,
             has_served=self.hope.has_served,
             last_error=self.hope.last_error,
         )
 
     def restore(self, record: PoolRecord, elapsed_s: float, now: float) -> None:
         """Go on from what was written down `elapsed_s` seconds ago. The workers are as yet only said to be there."""
+        self._hears_all_at = now + DEMAND_EXPIRES_S
         self.autoscaler.desired = self._told_desired = record.desired
-        self.retired = record.retired
-        self.slots = {s.number: Slot.restored(s, elapsed_s, now) for s in record.slots}
+        self.pinned, self.retired = record.pinned, record.retired
+        self.slots = {s.number: Slot.restored(s, elapsed_s, now, self._rng) for s in record.slots}
         probes = self.definition.options.probes
         self.workers = {w.id: restored_worker(w, probes, elapsed_s, now) for w in record.workers}
+        for worker_id, slot in record.kills:
+            self.kills.kill(worker_id, slot)
         self.hope.failed_starts = record.failed_starts
+        self.hope.next_try_at = now + record.next_try_s - elapsed_s
         self.hope.has_served = record.has_served
         self.hope.last_error = record.last_error
-        self.restarts = sum(slot.restarts for slot in self.slots.values())
+        self.restarts = record.restarts

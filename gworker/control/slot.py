@@ -53,6 +53,8 @@ class Slot:
 
     def held(self, now: float) -> bool:
         """Whether it has restarted so often lately that it is tried at the longest intervals only."""
+        if len(self._recent) < INTENSITY:
+            return False
         self._recent = [at for at in self._recent if now - at < PERIOD_S]
         return len(self._recent) >= INTENSITY
 
@@ -69,9 +71,9 @@ class Slot:
         )
 
     @classmethod
-    def restored(cls, record: SlotRecord, elapsed_s: float, now: float) -> Slot:
+    def restored(cls, record: SlotRecord, elapsed_s: float, now: float, rng: random.Random | None = None) -> Slot:
         """The slot that was written down `elapsed_s` seconds ago."""
-        slot = cls(record.number)
+        slot = cls(record.number, rng)
         slot.worker_id = record.worker_id
         slot.restarts = record.restarts
         slot.reason = record.reason

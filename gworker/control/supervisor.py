@@ -51,32 +51,46 @@ class Hope:
 class KillBudget:
     """How many workers of a pool may be killed by probes at once: max(1, 10 %), and one if more than half fail.
 
-    A kill is over when the old process is gone and its place has a worker that is ready again.
+    A kill is over when the old process is gone and its place has a worker that is ready again. Where the place was
+    given up, because another stands in for it, it is over when the pool is whole.
     """
 
     def __init__(self) -> None:
         self._open: dict[str, int] = {}
         self._failed_at: dict[str, float] = {}
+        self._correlated = False
 
     def failed(self, worker_id: str, now: float) -> None:
         """A liveness probe of this worker has failed for good."""
         self._failed_at[worker_id] = now
 
-    def allowance(self, pool_size: int, period_s: float, now: float) -> int:
-        """How many more may be killed now, of a pool of so many workers, probed every `period_s`."""
+    def allowance(self, pool_size: int, period_s: float, now: float, *, condemned: int = 0) -> int:
+        """How many more may be killed now, of a pool of so many workers, probed every `period_s`.
+
+        `condemned` have failed and are not dealt with. While there are any, what they failed together is not forgotten:
+        a replacement may well take longer than a period.
+        """
         self._failed_at = {w: at for w, at in self._failed_at.items() if now - at <= period_s}
-        correlated = 2 * len(self._failed_at) > pool_size
-        allowed = 1 if correlated else max(1, pool_size // 10)
+        self._correlated = 2 * len(self._failed_at) > pool_size or (self._correlated and condemned > 0)
+        allowed = 1 if self._correlated else max(1, pool_size // 10)
         return max(0, allowed - len(self._open))
 
     def kill(self, worker_id: str, slot: int) -> None:
         """This worker is killed."""
         self._open[worker_id] = slot
 
-    def settle(self, present: Iterable[str], ready_slots: Iterable[int], slots: Iterable[int]) -> None:
-        """Close the kills whose worker is not `present` any more and whose slot is ready, or is no more."""
-        present, ready, wanted = set(present), set(ready_slots), set(slots)
-        self._open = {w: s for w, s in self._open.items() if w in present or (s in wanted and s not in ready)}
+    def settle(
+        self, present: Iterable[str], ready_slots: Iterable[int], slots: Iterable[int], *, whole: bool = True
+    ) -> None:
+        """Close the kills whose worker is not `present` any more and whose slot is ready, or is no more and not missed.
+
+        The pool is `whole` when as many workers are ready as it wants.
+        """
+        if self._open:
+            present, made_good = set(present), set(ready_slots)
+            if whole:
+                made_good |= set(self._open.values()).difference(slots)
+            self._open = {w: s for w, s in self._open.items() if w in present or s not in made_good}
 
     @property
     def open(self) -> dict[str, int]:

@@ -10,6 +10,7 @@ from typing import Any
 from gworker.control.health import Health
 from gworker.observe.status import WorkerStatus
 from gworker.probe import Probe
+from gworker.router.membership import DirectAddress
 
 
 class WorkerState(str, enum.Enum):
@@ -21,6 +22,9 @@ class WorkerState(str, enum.Enum):
     DRAINING = "DRAINING"
     STOPPED = "STOPPED"
     BACKOFF = "BACKOFF"
+
+
+_SERVING = (WorkerState.READY, WorkerState.UNREADY)
 
 
 @dataclass
@@ -37,6 +41,7 @@ class Worker:
     created: float
     health: Health = field(default_factory=lambda: Health(()))
     actor: Any = None
+    direct: DirectAddress | None = None
     state: WorkerState = WorkerState.STARTING
     pid: int | None = None
     node_id: str | None = None
@@ -56,7 +61,7 @@ class Worker:
     @property
     def serving(self) -> bool:
         """Whether it has come up and is not on its way out."""
-        return self.state in (WorkerState.READY, WorkerState.UNREADY)
+        return self.state in _SERVING
 
     def status(self, now: float, *, inflight: int, restarts: int) -> WorkerStatus:
         """The worker as people see it."""
@@ -81,6 +86,7 @@ class WorkerRecord:
     number: int
     slot: int
     age_s: float
+    ready_s: float | None
     state: WorkerState
     reason: str
     pid: int | None
@@ -94,6 +100,7 @@ def record_of(worker: Worker, now: float) -> WorkerRecord:
         number=worker.number,
         slot=worker.slot,
         age_s=now - worker.created,
+        ready_s=None if worker.ready_since is None else now - worker.ready_since,
         state=worker.state,
         reason=worker.reason,
         pid=worker.pid,
@@ -113,4 +120,5 @@ def restored_worker(record: WorkerRecord, probes: Iterable[Probe], elapsed_s: fl
         reason=record.reason,
         pid=record.pid,
         node_id=record.node_id,
+        ready_since=None if record.ready_s is None else now - elapsed_s - record.ready_s,
     )

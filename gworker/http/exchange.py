@@ -88,8 +88,9 @@ class Exchange:
             message = await self._receive()
 
     def _too_large(self) -> Problem:
-        limit = f"{self.max_body / 2**20:g} MiB"
-        return status_problem(413, f"the body is larger than the {limit} that are accepted", {"Connection": "close"})
+        # The connection stays: closing it on a client that still sends would reset it, and lose it this answer.
+        limit = f"{self.max_body / 2**20:.3g} MB"
+        return status_problem(413, f"the body is larger than the {limit} that are accepted")
 
     async def answer(
         self, status: int, body: bytes, media_type: bytes, headers: Iterable[tuple[bytes, bytes]] = ()

@@ -33,6 +33,8 @@ _RETRY_AFTER_S: dict[type[GWorkerError], int] = {
     StartupFailed: 60,
     Unschedulable: 60,
 }
+# What RFC 9110 calls them; Python's names differ between its versions.
+_TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
 _TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -151,7 +153,7 @@ def _words(name: str) -> str:
 
 def status_problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Problem:
     """A problem that is told by its HTTP status alone."""
-    title = HTTPStatus(status).phrase
+    title = _TITLES.get(status) or HTTPStatus(status).phrase
     return Problem(status, title.lower().replace(" ", "-"), title, detail, headers=headers)
 
 

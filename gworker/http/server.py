@@ -20,6 +20,8 @@ log = logging.getLogger("gworker.http")
 # What a client may take to send the headers of a request, and how long they may be.
 HEADER_TIMEOUT_S = 10.0
 MAX_HEADER_BYTES = 64 * 1024
+# How long a client that was refused may take to read why.
+LINGER_S = 1.0
 # Longer than the pools of common clients and proxies keep a connection, so that it is they who close it.
 KEEP_ALIVE_S = 75
 # What requests under way are given to finish when the server stops.
@@ -165,6 +167,7 @@ class GatewayProtocol(HttpToolsProtocol):
     _headers_end: asyncio.TimerHandle | None = None
     _in_headers = False
     _header_bytes = 0
+    _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has come; it has to say something soon."""
@@ -178,6 +181,8 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on; headers that are not complete afterwards are timed, those that are cost nothing."""
+        if self._refused:
+            return
         super().data_received(data)
         if not self._in_headers:
             return
@@ -220,4 +225,7 @@ class GatewayProtocol(HttpToolsProtocol):
         body = status_problem(status, detail).body("none")
         head = b"content-type: %s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % (MEDIA_TYPE, len(body))
         self.transport.write(STATUS_LINE[status] + head + body)
-        self.transport.close()
+        # Closing at once, with data unread, would reset the connection, and the client would not see this answer.
+        self._refused = True
+        self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self.transport.close)

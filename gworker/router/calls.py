@@ -7,6 +7,8 @@ import os
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from gworker import clock
+from gworker.context import WaitingPool
+from gworker.errors import DeadlineExceeded, GWorkerError, PoolUnavailable
 from gworker.retries import Retries
 from gworker.wire import Failure, Payload, Submit, unpack_exception
 
@@ -81,6 +83,7 @@ class RoutedCall:
         "submitted_at",
         "timeout_s",
         "timer",
+        "waiting",
     )
 
     def __init__(
@@ -96,6 +99,7 @@ class RoutedCall:
         retries: Retries,
         credit: int,
         sink: Sink,
+        waiting: tuple[WaitingPool, ...] = (),
     ) -> None:
         self.number = next(_numbers)
         self.id = f"{_process}-{self.number}"
@@ -109,6 +113,7 @@ class RoutedCall:
         self.retries = retries
         self.credit = credit
         self.sink = sink
+        self.waiting = waiting
         self.nbytes = arguments.nbytes
         self.attempt = 1
         self.batch_cap = 0
@@ -127,6 +132,35 @@ class RoutedCall:
         """Whether another attempt is allowed: some are left, and no item of a stream has been handed out."""
         return self.attempt <= self.retries.max_retries and self.items == 0
 
+    def past_deadline(self, no_worker: str | None) -> GWorkerError:
+        """The error of a call whose deadline passes now, saying where the time went. `no_worker` is why none serves."""
+        now = clock.now()
+        total_s = now - self.submitted_at
+        if self.link is not None:
+            spent = f"{self.sent_at - self.submitted_at:.3g} s queued, {now - self.sent_at:.3g} s in a worker"
+            return DeadlineExceeded(
+                f"{self.label} passed its deadline_s after {total_s:.3g} s: {spent} (attempt {self.attempt})",
+                limit="deadline_s",
+                where="worker",
+            )
+        if self.last_failure is not None and not self.queued:
+            last = self.last_failure
+            return DeadlineExceeded(
+                f"{self.label} passed its deadline_s after {total_s:.3g} s, while it waited to begin attempt "
+                f"{self.attempt}; the one before had ended with {last.type_name}: {last.message}",
+                limit="deadline_s",
+                where="between attempts",
+            )
+        if no_worker is not None and not self.reached_worker:
+            return PoolUnavailable(
+                f"{self.label} passed its deadline_s after {total_s:.3g} s without a worker: {no_worker}"
+            )
+        return DeadlineExceeded(
+            f"{self.label} passed its deadline_s after {total_s:.3g} s in the queue: every worker was busy",
+            limit="deadline_s",
+            where="queue",
+        )
+
     def message(self) -> Submit:
         """The call as it is sent now."""
         return Submit(
@@ -141,4 +175,5 @@ class RoutedCall:
             timeout_s=self.timeout_s,
             batch_cap=self.batch_cap,
             credit=self.credit,
+            waiting=self.waiting,
         )

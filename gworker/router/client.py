@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from gworker.deaths import death_reason
 from gworker.errors import GWorkerError, NotFound, PoolUnavailable
 from gworker.router import deployment
 from gworker.router.cluster import attach
+from gworker.router.direct import DirectLane
 from gworker.router.lanes import Lane, RayLane
 from gworker.router.loop import io_loop
 from gworker.router.membership import Demand, DeployedClass, PoolDefinition, PoolKey, PoolView, WorkerView
@@ -33,13 +35,15 @@ class AppClient:
     """The controller of one running app, and this process's routers to its pools. Thread-safe.
 
     `find_again`, for a deployed app, finds its controller by name, or gives None: it may die, and be replaced, while
-    calls go on. `lost` is set once the controller is found to be gone for good.
+    calls go on. `version` names the version of a deployed app that serves. `lost` is set once the controller is found
+    to be gone for good.
     """
 
     def __init__(self, app_name: str, controller: Any, find_again: Callable[[], Any] | None = None) -> None:
         self.app_name = app_name
         self.controller = controller
         self.lost = False
+        self.version = ""
         self._find_again = find_again
         self._loop = io_loop()
         self._lock = threading.Lock()
@@ -73,6 +77,7 @@ class AppClient:
                 raise PoolUnavailable(f"Ray was shut down while the app {self.app_name!r} was running")
             try:
                 view: PoolView = await self.controller.watch.remote(router, key, known, definition)
+                self.version = view.app_version or self.version
                 return view
             except RayError as error:
                 if not await self._found_again():
@@ -87,7 +92,7 @@ class AppClient:
         return found
 
     def generations(self) -> dict[str, int]:
-        """Which version of each class of a deployed app is served."""
+        """The classes of a deployed app, and the version that each is served in."""
         found: dict[str, int] = ray.get(self.controller.generations.remote(), timeout=ANSWER_S)
         return found
 
@@ -116,7 +121,28 @@ class AppClient:
 
     def make_lane(self, worker: WorkerView, session: str, link: Link) -> Lane:
         """See PoolSource."""
-        return RayLane(self._loop, worker.actor, session, worker.capacity, link, ray.is_initialized)
+
+        def by_ray() -> Lane:
+            return RayLane(self._loop, worker.actor, session, worker.capacity, link, ray.is_initialized)
+
+        async def ask_tcp() -> tuple[str, int] | None:
+            if not ray.is_initialized():
+                return None
+            found: tuple[str, int] | None = await worker.actor.listen.remote()
+            return found
+
+        if worker.direct is None or os.environ.get("GWORKER_LANE") == "ray":
+            return by_ray()
+        return DirectLane(
+            self._loop,
+            worker.direct,
+            session,
+            worker.capacity,
+            link,
+            same_node=worker.direct.node_id == _node_id(),
+            ask_tcp=ask_tcp,
+            fall_back=by_ray,
+        )
 
     @property
     def unfinished(self) -> int:
@@ -142,6 +168,11 @@ class AppClient:
             routers = list(self._routers.values())
         for router in routers:
             router.close(reason)
+
+
+def _node_id() -> str:
+    found: str = ray.get_runtime_context().get_node_id()
+    return found
 
 
 def _answer(reference: Any) -> Any:

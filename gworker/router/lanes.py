@@ -61,6 +61,49 @@ class Lane(Protocol):
         """Send nothing more and report nothing more."""
 
 
+class Room:
+    """How many inputs a worker would take from us now: what it said last, less what we have sent since."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._said = capacity
+        self._refused = False
+        self._unsent = 0
+        self._unconfirmed: deque[tuple[int, int]] = deque()
+
+    def left(self, *, idle: bool) -> int:
+        """The room. Where we have been `idle`, what we knew is old: try, the worker may refuse."""
+        if idle and not self._refused:
+            return self._capacity
+        return self._said - self._unsent - sum(count for _, count in self._unconfirmed)
+
+    def queue(self) -> None:
+        """An input waits to be sent."""
+        self._unsent += 1
+
+    def sent(self, sequence: int, count: int) -> None:
+        """So many inputs have left with this bundle."""
+        if count:
+            self._unsent -= count
+            self._unconfirmed.append((sequence, count))
+
+    def heard(self, bundle: Down) -> None:
+        """A bundle of the worker says how much room there is, counting ours up to the one it acknowledges."""
+        self._said = bundle.room
+        if bundle.room > 0:
+            self._refused = False
+        while self._unconfirmed and self._unconfirmed[0][0] <= bundle.acknowledged:
+            self._unconfirmed.popleft()
+
+    def refused(self) -> None:
+        """The worker was full: from now on we wait in line, rather than try our luck."""
+        self._refused = self._said <= 0
+
+    def begin_anew(self) -> None:
+        """The numbers of bundles begin anew, and nothing is on its way."""
+        self._unconfirmed.clear()
+
+
 class RayLane:
     """The lane over actor calls.
 
@@ -84,7 +127,7 @@ class RayLane:
         self._name = session
         self._session = session
         self._last_heard = clock.now()
-        self._capacity = capacity
+        self._room = Room(capacity)
         self._listener = listener
         self._arrivals = InOrder()
         self._outgoing: deque[Any] = deque()
@@ -93,26 +136,20 @@ class RayLane:
         self._scheduled = False
         self._closed = False
         self._inputs: set[int] = set()
-        self._room = capacity
-        self._refused = False
-        self._unconfirmed: deque[tuple[int, int]] = deque()
-        self._unsent_submits = 0
         self._wanted = 0
         self._told_wanted = 0
 
     def send(self, message: Submit | Cancel | Credit) -> None:
         if isinstance(message, Submit):
             self._inputs.add(message.call_id)
-            self._unsent_submits += 1
+            self._room.queue()
         elif isinstance(message, Cancel):
             self._inputs.discard(message.call_id)
         self._outgoing.append(message)
         self._schedule()
 
     def available(self) -> int:
-        if not self._inputs and not self._open and not self._outgoing and not self._refused:
-            return self._capacity  # what we knew is old: try, it may refuse
-        return self._room - self._unsent_submits - sum(count for _, count in self._unconfirmed)
+        return self._room.left(idle=not self._inputs and not self._open and not self._outgoing)
 
     def want(self, count: int) -> None:
         self._wanted = count
@@ -144,17 +181,14 @@ class RayLane:
         self._session = f"{self._name}.{next(_sessions)}"
         self._arrivals = InOrder()
         self._sequence = 0
-        self._unconfirmed.clear()
+        self._room.begin_anew()
 
     def _send_bundle(self) -> None:
         if self._sequence and self._open == 0 and clock.now() - self._last_heard > RENEW_S:
             self._renew()
         count = min(len(self._outgoing), MAX_BUNDLE)
         messages = tuple(self._outgoing.popleft() for _ in range(count))
-        submits = sum(isinstance(m, Submit) for m in messages)
-        if submits:
-            self._unsent_submits -= submits
-            self._unconfirmed.append((self._sequence, submits))
+        self._room.sent(self._sequence, sum(isinstance(m, Submit) for m in messages))
         up = Up(
             session=self._session,
             sequence=self._sequence,
@@ -191,19 +225,15 @@ class RayLane:
         down: Down = answer
         reply_wanted = False
         for bundle in self._arrivals.feed(down.sequence, down):
-            self._room = bundle.room
-            if bundle.room > 0:
-                self._refused = False
-            while self._unconfirmed and self._unconfirmed[0][0] <= bundle.acknowledged:
-                self._unconfirmed.popleft()
+            self._room.heard(bundle)
             for message in bundle.messages:
                 if not isinstance(message, (Started, Item)):
                     self._inputs.discard(message.call_id)
-                if isinstance(message, Busy) and bundle.room <= 0:
-                    self._refused = True  # from now on we wait in line, rather than try our luck
+                if isinstance(message, Busy):
+                    self._room.refused()
                 self._listener.on_message(message)
             reply_wanted = reply_wanted or bundle.draining
-        if self._room > 0:
+        if down.room > 0:
             self._told_wanted = 0
         self._listener.on_progress()
         if reply_wanted and self._open == 0 and not self._closed:

@@ -17,6 +17,15 @@ def io_loop() -> asyncio.AbstractEventLoop:
     if _loop is None or os.getpid() != _pid:
         with _lock:
             if _loop is None or os.getpid() != _pid:
-                _loop, _pid = asyncio.new_event_loop(), os.getpid()
+                _loop, _pid = _new_loop(), os.getpid()
                 threading.Thread(target=_loop.run_forever, name="gworker-io", daemon=True).start()
     return _loop
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:  # it comes with gworker, but not everywhere
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gworker.errors import GWorkerError
@@ -36,13 +36,30 @@ class PoolState(str, enum.Enum):
 
 
 @dataclass(frozen=True)
+class DirectAddress:
+    """Where a worker listens for the direct lane, and the secret that routers prove to know.
+
+    `path` is a Unix socket on the node `node_id`; routers of other nodes ask the worker for a TCP port.
+    """
+
+    node_id: str
+    path: str
+    pid: int
+    secret: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class WorkerView:
-    """A worker as routers see it. `capacity` is its `max_inputs`; only a `ready` one is sent new inputs."""
+    """A worker as routers see it. `capacity` is its `max_inputs`; only a `ready` one is sent new inputs.
+
+    `direct` is None for one that can be reached by actor calls only.
+    """
 
     id: str
     actor: Any
     capacity: int
     ready: bool
+    direct: DirectAddress | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,7 @@ class PoolView:
 
     `notice` is something the user should be told once. `start_error` is the traceback of the last start if it failed.
     `version` counts the changes as one controller, `epoch`, has seen them; a controller that was restarted begins anew.
+    `app_version` names what a deployed app serves.
     `forgotten` says that the controller keeps the pool no more: who needs it defines it again.
     """
 
@@ -62,6 +80,7 @@ class PoolView:
     notice: str = ""
     start_error: str | None = None
     epoch: str = ""
+    app_version: str = ""
     forgotten: bool = False
 
     def tells_the_same_as(self, other: PoolView) -> bool:
@@ -77,6 +96,7 @@ class PoolView:
             and str(self.failure) == str(other.failure)
             and self.notice == other.notice
             and self.start_error == other.start_error
+            and self.app_version == other.app_version
         )
 
 
@@ -85,6 +105,7 @@ class PoolDefinition:
     """What a controller needs to know to keep a pool: the packed class and values, and the compiled numbers.
 
     `floor_when_idle` is False for one of many sets of worker-scoped values: its workers all go when nobody needs it.
+    `code` names the code package of a deployed app, empty where there is none.
     """
 
     key: PoolKey
@@ -94,27 +115,43 @@ class PoolDefinition:
     max_inputs: int
     target_inputs: int
     floor_when_idle: bool = True
+    code: str = ""
 
 
 @dataclass(frozen=True)
 class DeployedClass:
     """A class as it was deployed: what makes it in a worker, and what a caller has to know of it.
 
-    `interface` is the packed `ClassSpec` without the class. `default_pool` is the pool of its default values, None
-    where there are none.
+    `interface` is the packed `ClassSpec` without the class, `interface_by_value` the same for callers that lack the
+    app's modules. `code` names the code package that `cls` needs. `default_pool` is the pool of its default values,
+    None where there are none. `generation` is the version of the app that it belongs to.
     """
 
     name: str
     cls: Payload
     interface: Payload
+    interface_by_value: Payload
+    code: str
     options: Options
+    max_inputs: int
+    target_inputs: int
     default_pool: PoolDefinition | None
     generation: int = 0
 
-    def default_definition(self) -> PoolDefinition | None:
-        """The pool of the default values, of this generation."""
-        pool = self.default_pool
-        return None if pool is None else replace(pool, key=replace(pool.key, generation=self.generation))
+    def in_place_of(self, definition: PoolDefinition) -> PoolDefinition:
+        """The pool of this version that replaces another's, or stands for one that a caller has defined.
+
+        A variant keeps the options that make it one.
+        """
+        return replace(
+            definition,
+            key=replace(definition.key, generation=self.generation),
+            cls=self.cls,
+            code=self.code,
+            options=definition.options if definition.key.variant else self.options,
+            max_inputs=self.max_inputs,
+            target_inputs=self.target_inputs,
+        )
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,15 @@ from gworker import clock, context
 from gworker.deaths import death_reason
 from gworker.errors import (
     CallCancelled,
-    DeadlineExceeded,
     GWorkerError,
     PoolUnavailable,
-    QueueFull,
     WorkerLost,
 )
 from gworker.options import Options
 from gworker.router.calls import Problem, RoutedCall
 from gworker.router.lanes import Lane
 from gworker.router.membership import Demand, PoolKey, PoolView, WorkerView
+from gworker.router.queue import CallQueue, promise
 from gworker.wire import Busy, Cancel, Credit, Ended, Failure, Item, Raised, Returned, Started
 
 log = logging.getLogger("gworker.router")
@@ -103,15 +102,10 @@ class Router:
         self.source = source
         self._label = label
         self._loop = loop
-        self._max_pending = options.max_pending
-        self._max_pending_bytes = options.max_pending_mb * 1024 * 1024
+        self._queue = CallQueue(label, options.max_pending, options.max_pending_mb)
         self._lock = threading.Lock()
-        self._queued = 0
-        self._queued_bytes = 0
-        self._space: list[concurrent.futures.Future[None]] = []
         self._arrivals: deque[Callable[[], None]] = deque()
         self._woken = False
-        self._pending: deque[RoutedCall] = deque()
         self._live: dict[int, RoutedCall] = {}
         self._links: dict[str, Link] = {}
         self._lost: dict[str, tuple[int, float]] = {}
@@ -130,20 +124,7 @@ class Router:
 
     def submit(self, call: RoutedCall) -> None:
         """Accept a call. Raises QueueFull at once when as many, or as many bytes, wait here as may."""
-        with self._lock:
-            if self._closed is not None:
-                raise self._closed
-            if self._queued >= self._max_pending:
-                raise QueueFull(
-                    f"{self._label}: {self._queued} calls already wait in this process "
-                    f"(max_pending={self._max_pending}). Slow down, use .map (it waits for room), or raise max_pending."
-                )
-            if self._queued and self._queued_bytes + call.nbytes > self._max_pending_bytes:
-                raise QueueFull(
-                    f"{self._label}: calls of {self._queued_bytes / 2**20:.0f} MiB already wait in this process "
-                    f"(max_pending_mb={self._max_pending_bytes / 2**20:g}). Slow down, use .map, or raise the limit."
-                )
-            self._count_in(call)
+        self._queue.admit(call)
         self._soon(lambda: self._accept(call))
 
     def cancel(self, call: RoutedCall) -> None:
@@ -161,13 +142,7 @@ class Router:
 
     def when_space(self) -> concurrent.futures.Future[None]:
         """Ends when a call has left the queue; for those that would rather wait than meet QueueFull."""
-        space = _waiter()
-        with self._lock:
-            if self._queued == 0 or self._closed is not None:
-                space.set_result(None)
-            else:
-                self._space.append(space)
-        return space
+        return self._queue.when_space()
 
     def waiting_for(self) -> str:
         """What queued calls wait for, in words; empty when workers serve."""
@@ -180,7 +155,7 @@ class Router:
 
     def when_ready(self, count: int = 1) -> concurrent.futures.Future[None]:
         """Ends when `count` workers serve, or fewer while another fails to start; raises the failure of the pool."""
-        ready = _waiter()
+        ready = promise()
 
         def check() -> None:
             self._ready_waiters.append((ready, count))
@@ -209,8 +184,8 @@ class Router:
 
     def close(self, reason: GWorkerError) -> None:
         """End every call with `reason`, and every later one too."""
-        with self._lock:
-            self._closed = reason
+        self._closed = reason
+        self._queue.close(reason)
         self._soon(self._close)
 
     def _soon(self, action: Callable[[], None]) -> None:
@@ -234,22 +209,6 @@ class Router:
 
     # --- the queue ------------------------------------------------------------------------------------------------
 
-    def _count_in(self, call: RoutedCall) -> None:
-        call.queued = True
-        self._queued += 1
-        self._queued_bytes += call.nbytes
-
-    def _count_out(self, call: RoutedCall) -> None:
-        with self._lock:
-            if not call.queued:
-                return
-            call.queued = False
-            self._queued -= 1
-            self._queued_bytes -= call.nbytes
-            space, self._space = self._space, []
-        for waiter in space:
-            waiter.set_result(None)
-
     def _accept(self, call: RoutedCall) -> None:
         if self._closed is not None:
             self._live[call.number] = call
@@ -267,39 +226,21 @@ class Router:
                 self._pass_deadline(call)
                 return
             call.timer = self._loop.call_later(left, self._pass_deadline, call)
-        self._pending.append(call)
+        self._queue.append(call)
 
     def _requeue(self, calls: list[RoutedCall]) -> None:
-        """Put calls back at the head, in the order they came in."""
-        with self._lock:
-            for call in calls:
-                if not call.queued:
-                    self._count_in(call)
-        head: list[RoutedCall] = []
-        for call in sorted(calls, key=lambda c: c.number):
+        for call in calls:
             call.link = None
             call.started = False
-            while self._pending and self._pending[0].number < call.number:
-                head.append(self._pending.popleft())
-            head.append(call)
-        self._pending.extendleft(reversed(head))
+        self._queue.put_back(calls)
 
     def pump(self) -> None:
         """Send what can be sent, say what waits, report the demand."""
         if self._closed is not None:
             return
-        while self._pending:
-            if self._pending[0].done:
-                self._pending.popleft()
-                continue
-            link = self._choose()
-            if link is None:
-                break
-            self._send(link, self._pending.popleft())
-        waiting = min(len(self._pending), self._queued)
-        if len(self._pending) > 2 * waiting + 64:
-            # Calls that ended while they waited behind others, which still wait.
-            self._pending = deque(call for call in self._pending if not call.done)
+        while self._queue.has_next() and (link := self._choose()) is not None:
+            self._send(link, self._queue.take())
+        waiting = self._queue.waiting
         for link in self._links.values():
             # Of one that is not ready nothing is wanted: it would go on offering its room, and be asked again.
             link.lane.want(waiting if link.ready else 0)
@@ -332,7 +273,6 @@ class Router:
         return any(link.ready and not link.broken for link in self._links.values())
 
     def _send(self, link: Link, call: RoutedCall) -> None:
-        self._count_out(call)
         call.link = link
         call.sent_at = clock.now()
         call.reached_worker = True
@@ -432,7 +372,7 @@ class Router:
         call.done = True
         self._finished_lately = True
         self._live.pop(call.number, None)
-        self._count_out(call)
+        self._queue.leave(call)
         if call.timer is not None:
             call.timer.cancel()
         if call.link is not None:
@@ -457,33 +397,7 @@ class Router:
             log.warning("%s: whoever waited for call %s is gone", call.label, call.id, exc_info=True)
 
     def _pass_deadline(self, call: RoutedCall) -> None:
-        now = clock.now()
-        total_s = now - call.submitted_at
-        if call.link is not None:
-            where = f"{call.sent_at - call.submitted_at:.3g} s queued, {now - call.sent_at:.3g} s in a worker"
-            error: GWorkerError = DeadlineExceeded(
-                f"{call.label} passed its deadline_s after {total_s:.3g} s: {where} (attempt {call.attempt})",
-                limit="deadline_s",
-                where="worker",
-            )
-        elif call.last_failure is not None and not call.queued:
-            last = call.last_failure
-            error = DeadlineExceeded(
-                f"{call.label} passed its deadline_s after {total_s:.3g} s, while it waited to begin attempt "
-                f"{call.attempt}; the one before had ended with {last.type_name}: {last.message}",
-                limit="deadline_s",
-                where="between attempts",
-            )
-        elif not call.reached_worker and not self._has_ready_links():
-            error = PoolUnavailable(
-                f"{call.label} passed its deadline_s after {total_s:.3g} s without a worker: {self.waiting_for()}"
-            )
-        else:
-            error = DeadlineExceeded(
-                f"{call.label} passed its deadline_s after {total_s:.3g} s in the queue: every worker was busy",
-                limit="deadline_s",
-                where="queue",
-            )
+        error = call.past_deadline(None if self._has_ready_links() else self.waiting_for())
         self._end(call, error, cause=call.last_failure, tell=True)
         self.pump()
 
@@ -500,7 +414,7 @@ class Router:
         for link in self._links.values():
             link.lane.close()
         self._links.clear()
-        self._pending.clear()
+        self._queue.clear()
         self._tell_ready_waiters()
         for timer in (self._report_timer, self._explain_timer):
             if timer is not None:
@@ -562,7 +476,7 @@ class Router:
 
     def _report(self) -> None:
         """Tell the controller the demand: at once when calls find no worker, else once a period while there is any."""
-        if self._pending and not self._reported.queued and not self._has_ready_links():
+        if self._queue.waiting and not self._reported.queued and not self._has_ready_links():
             self._send_report()
         elif self._report_timer is None and (self._live or self._finished_lately or not self._reported.idle):
             self._report_timer = self._loop.call_later(DEMAND_PERIOD_S, self._send_report)
@@ -579,15 +493,8 @@ class Router:
 
     def _explain(self) -> None:
         self._explain_timer = None
-        waiting = [c for c in self._pending if not c.done]
+        waiting = self._queue.calls()
         if waiting and not self._has_ready_links():
             longest = clock.now() - min(c.submitted_at for c in waiting)
             log.warning("%s: %d calls wait, %.0f s so far: %s", self._label, len(waiting), longest, self.waiting_for())
             self._explain_timer = self._loop.call_later(6 * EXPLAIN_AFTER_S, self._explain)
-
-
-def _waiter() -> concurrent.futures.Future[None]:
-    """A future that only the router ends: giving up waiting for it does not cancel it."""
-    waiter: concurrent.futures.Future[None] = concurrent.futures.Future()
-    waiter.set_running_or_notify_cancel()
-    return waiter

@@ -23,15 +23,18 @@ from typing import Any
 import ray
 
 from gworker import clock, context
+from gworker.code import use_code
 from gworker.observe.logs import LogFile, folder_of, record_this_process
 from gworker.probe import Probe, Verdict, verdict_of
-from gworker.router import cluster
+from gworker.router import cluster, deployment
+from gworker.router.membership import DirectAddress
 from gworker.spec import ClassSpec
 from gworker.wire import Payload, Up, decode, encode, pack_exception, unpack
 from gworker.worker.engine import Engine
 from gworker.worker.execution import why_fatal
 from gworker.worker.guardian import guard_this_process
 from gworker.worker.lifecycle import Instance
+from gworker.worker.listener import DirectListener
 from gworker.worker.session import Session
 from gworker.worker.threads import UserThreads, run_on_own_thread
 
@@ -57,7 +60,8 @@ MAX_OPEN_EXCHANGES = 3
 class WorkerBoot:
     """What a worker is made from. `cls` is the packed decorated class, `worker_values` its worker-scoped values.
 
-    `orphaned_s` is set for one that outlives its controller: see `ORPHANED_S`.
+    `code` names the code package of a deployed app. `orphaned_s` is set for one that outlives its controller: see
+    `ORPHANED_S`.
     """
 
     app_name: str
@@ -66,16 +70,21 @@ class WorkerBoot:
     cls: Payload
     worker_values: Payload
     controller: Any
+    code: str = ""
     orphaned_s: float | None = None
 
 
 @dataclass(frozen=True)
 class StartReport:
-    """What became of a start. `error` is the traceback of what `on_enter`, or loading the class, raised."""
+    """What became of a start. `error` is the traceback of what `on_enter`, or loading the class, raised.
+
+    `direct` is where the worker listens for the direct lane.
+    """
 
     pid: int
     node_id: str
     error: str | None = None
+    direct: DirectAddress | None = None
 
 
 @dataclass(frozen=True)
@@ -176,6 +185,7 @@ class WorkerActor:
         self._probes_running: dict[Probe, concurrent.futures.Future[Any]] = {}
         self._succeeded_at_probe: dict[Probe, int] = {}
         self._keepers: list[asyncio.Task[None]] = []
+        self._listener: DirectListener | None = None
 
     async def start(self) -> StartReport:
         """Load the class, make its instance, run on_enter, once; say what became of it, each time.
@@ -206,11 +216,14 @@ class WorkerActor:
             return StartReport(pid, node_id, "".join(traceback.format_exception(error)))
         self._engine = Engine(spec, self._instance, self._trouble)
         self._keepers.append(self._loop.create_task(self._keep_leases()))
-        return StartReport(pid, node_id)
+        self._listener = DirectListener(self._engine)
+        return StartReport(pid, node_id, direct=await self._listener.open())
 
     def _load(self) -> tuple[Any, dict[str, Any]]:
         self._record()
         guard_this_process()
+        if self._boot.code:
+            use_code(deployment.stored_code(self._boot.app_name, self._boot.code))
         context.become_worker(
             context.WorkerProcess(self._boot.app_name, self._boot.pool, self._boot.controller, False, 0)
         )
@@ -323,14 +336,13 @@ class WorkerActor:
             return ProbeReport(Verdict.TIMED_OUT, latency_s, progressed, reason)
         (finished,) = done
         error = asyncio.CancelledError() if finished.cancelled() else finished.exception()
-        if error is not None:
-            if (fatal := why_fatal(error)) is not None and self._loop is not None:
-                self._loop.call_soon_threadsafe(self._trouble, "fatal", fatal)
-            raised = pack_exception(error)  # its own __str__ may raise
-            return ProbeReport(Verdict.FAILED, latency_s, progressed, f"raised {raised.type_name}: {raised.message}")
-        result = finished.result()
-        verdict = verdict_of(result)
-        return ProbeReport(verdict, latency_s, progressed, "" if verdict is Verdict.PASSED else f"returned {result!r}")
+        if error is None:
+            verdict, reason = await asyncio.to_thread(_what_was_returned, finished.result())
+            return ProbeReport(verdict, latency_s, progressed, reason)
+        fatal, reason = await asyncio.to_thread(_what_was_raised, error)
+        if fatal is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._trouble, "fatal", fatal)
+        return ProbeReport(Verdict.FAILED, latency_s, progressed, reason)
 
     @ray.method(concurrency_group="control")
     async def drain(self, grace_s: float) -> list[str]:
@@ -354,13 +366,23 @@ class WorkerActor:
                 problems.append(f"{self._engine.held} inputs were still running after {grace_s:g} s")
             await self._settle()
         problems += await self._instance.leave()
+        if self._listener is not None:
+            self._listener.close()
         await self._settle()  # calls that came meanwhile have been refused; their routers must know before the kill
         return problems
 
     async def _settle(self) -> None:
         """What was said has left; wait for the routers to say that it has arrived. Bounded by Session.settled."""
-        while not all(line.session.settled for line in self._lines.values()):  # noqa: ASYNC110  # time settles too
+        while not self._is_settled():  # noqa: ASYNC110  # time settles too
             await asyncio.sleep(0.005)
+
+    def _is_settled(self) -> bool:
+        lines = all(line.session.settled for line in self._lines.values())
+        return lines and (self._listener is None or self._listener.settled)
+
+    async def listen(self) -> tuple[str, int] | None:
+        """Open a TCP port for routers of other nodes; its host and number, None where that cannot be."""
+        return None if self._listener is None else await self._listener.open_tcp()
 
     @ray.method(concurrency_group="control")
     async def settle(self) -> None:
@@ -385,6 +407,24 @@ class WorkerActor:
 def _running_call() -> str:
     call = context.current_call_or_none()
     return "" if call is None else call.id
+
+
+# The truth, the `repr` and the `str` of what a probe gives are user code: not for the loop that carries control.
+
+
+def _what_was_returned(result: Any) -> tuple[Verdict, str]:
+    verdict = verdict_of(result)
+    if verdict is Verdict.PASSED:
+        return verdict, ""
+    try:
+        return verdict, f"returned {result!r}"
+    except Exception as error:
+        return verdict, f"returned a {type(result).__name__} whose repr raises {type(error).__name__}"
+
+
+def _what_was_raised(error: BaseException) -> tuple[str | None, str]:
+    raised = pack_exception(error)
+    return why_fatal(error), f"raised {raised.type_name}: {raised.message}"
 
 
 def create_worker(boot: WorkerBoot, options: Mapping[str, Any]) -> Any:

@@ -1,11 +1,10 @@
-"""The engine: takes inputs in, decides which invocation starts when, and sees every input to its end.
+"""The engine: takes inputs in, starts invocations, and sees every input to its end.
 
 It runs on the loop that carries traffic; the user's code runs elsewhere (`execution`, `threads`). An input goes
 
-    submit -> held (a place of `Admission`) -> waiting -> running -> answered -> place free
+    submit -> held (a place of `Admission`) -> waiting (`Agenda`) -> running -> answered -> place free
 
-or is refused as busy. Without `@gw.concurrent` one invocation runs at a time; with it, plain inputs run as they come
-and each batched method has its own permits.
+or is refused as busy.
 """
 
 from __future__ import annotations
@@ -23,16 +22,17 @@ from gworker import clock
 from gworker.context import CallContext
 from gworker.errors import CallCancelled, DeadlineExceeded
 from gworker.functions import MethodSpec
+from gworker.mailbox import Mailbox
 from gworker.spec import ClassSpec
-from gworker.wire import Busy, Ended, Failure, Item, Payload, Raised, Returned, Started, Submit, pack_exception, unpack
+from gworker.wire import Busy, Ended, Failure, Item, Payload, Raised, Returned, Started, Submit, pack_exception
 from gworker.worker import execution
-from gworker.worker.batcher import BatchQueue
+from gworker.worker.agenda import Agenda
 from gworker.worker.execution import Outcome, Work
 from gworker.worker.lifecycle import Instance
 from gworker.worker.session import Session
 from gworker.worker.slots import Admission
 from gworker.worker.streams import StreamGate
-from gworker.worker.threads import TaskFuture
+from gworker.worker.threads import Launched
 
 log = logging.getLogger("gworker.worker")
 
@@ -77,13 +77,14 @@ class Input:
 
     def context(self) -> CallContext:
         """What `current_call()` shows of this input."""
-        return CallContext(self.call.name, self.call.attempt, self.deadline, self.method.name)
+        call = self.call
+        return CallContext(call.name, call.attempt, self.deadline, self.method.name, _waiting=call.waiting)
 
 
 class Run:
     """One invocation in progress: its inputs, where it runs, and how to stop it."""
 
-    __slots__ = ("blamed", "future", "inputs", "on_main", "timers", "work")
+    __slots__ = ("blamed", "inputs", "launched", "on_main", "timers", "work")
 
     def __init__(self, inputs: list[Input], work: Work, on_main: bool) -> None:
         self.inputs = inputs
@@ -91,7 +92,7 @@ class Run:
         self.on_main = on_main
         self.blamed = False  # not the user's code failed: see Raised.blame
         self.timers: list[asyncio.TimerHandle] = []
-        self.future: concurrent.futures.Future[list[Outcome]] | None = None
+        self.launched: Launched | None = None
 
 
 class Counters:
@@ -120,13 +121,11 @@ class Engine:
         self._instance = instance
         self._on_trouble = on_trouble
         self._loop = asyncio.get_running_loop()
+        self._mailbox = Mailbox(self._loop)
         self._admission = Admission(spec.max_inputs)
         self._staged: deque[Input] = deque()
-        self._plain: deque[Input] = deque()
-        self._queues: dict[tuple[str, Any], BatchQueue[Input]] = {}
+        self._agenda = Agenda(spec)
         self._runs: set[Run] = set()
-        self._running_batches: dict[str, int] = {}
-        self._main_taken = False
         self._pump_scheduled = False
         self._window_timer: asyncio.TimerHandle | None = None
         self._offer_timer: asyncio.TimerHandle | None = None
@@ -210,13 +209,10 @@ class Engine:
             left = max(0.0, given.deadline - clock.now())
             given.timer = self._loop.call_later(left, self._pass_deadline, given, "deadline_s")
         batch = given.method.batch
-        if batch is None:
-            self._plain.append(given)
-            self._schedule_pump()
-        elif batch.weight is None:
+        if batch is None or batch.weight is None:
             self._enqueue(given)
         else:
-            weighing = self._weighers.submit(_weigh, self._instance, given)
+            weighing = self._weighers.submit(execution.weigh, self._instance, given.method, given.call.arguments)
             weighing.add_done_callback(lambda f: self._loop.call_soon_threadsafe(self._weighed, given, f.result()))
 
     def _weighed(self, given: Input, weight: float | Failure) -> None:
@@ -227,12 +223,7 @@ class Engine:
             self._enqueue(given)
 
     def _enqueue(self, given: Input) -> None:
-        key = (given.method.name, given.call.parameters_key)
-        queue = self._queues.get(key)
-        if queue is None:
-            assert given.method.batch is not None
-            queue = self._queues[key] = BatchQueue(given.method.batch)
-        queue.add(given, clock.now(), weight=given.weight, cap=given.call.batch_cap)
+        self._agenda.add(given, clock.now())
         self._schedule_pump()
 
     def _schedule_pump(self) -> None:
@@ -241,20 +232,18 @@ class Engine:
             self._pump_scheduled = True
             self._loop.call_soon(self._pump)
 
-    # --- choosing what starts ---------------------------------------------------------------------------------
-
     def _pump(self) -> None:
+        """Start what may start; wake again when the next window closes."""
         self._pump_scheduled = False
         now = clock.now()
-        while (candidate := self._next(now)) is not None:
-            if isinstance(candidate, Input):
-                self._plain.popleft()
-                chosen = [candidate]
-            else:
-                chosen = candidate.close()
+        while chosen := self._agenda.take(now):
             if in_time := [given for given in chosen if not self._is_late(given, now)]:
                 self._start(in_time)
-        self._arm_window(now)
+        if self._window_timer is not None:
+            self._window_timer.cancel()
+            self._window_timer = None
+        if (closes := self._agenda.next_start()) is not None:
+            self._window_timer = self._loop.call_later(max(0.0, closes - now), self._pump)
 
     def _is_late(self, given: Input, now: float) -> bool:
         """Whether its deadline has passed, though its timer may not have run yet: then it is answered, and not run."""
@@ -262,48 +251,6 @@ class Engine:
             return False
         self._pass_deadline(given, "deadline_s")
         return True
-
-    def _next(self, now: float) -> Input | BatchQueue[Input] | None:
-        """The startable thing whose first input has waited longest: a plain input, or a queue with a batch ready."""
-        while self._plain and self._plain[0].answered:
-            self._plain.popleft()
-        best: Input | BatchQueue[Input] | None = None
-        best_arrival = float("inf")
-        if self._plain and self._may_start(self._plain[0].method):
-            best, best_arrival = self._plain[0], self._plain[0].arrived
-        for (name, _), queue in self._queues.items():
-            if queue.oldest < best_arrival and queue.ready_at() <= now and self._may_start(self.spec.methods[name]):
-                best, best_arrival = queue, queue.oldest
-        return best
-
-    def _may_start(self, method: MethodSpec) -> bool:
-        if not self.spec.concurrent:
-            return not self._runs
-        if self._needs_main(method) and self._main_taken:
-            return False
-        if method.batch is not None:
-            return self._running_batches.get(method.name, 0) < method.batch.max_concurrent_batches
-        return True
-
-    def _needs_main(self, method: MethodSpec) -> bool:
-        """Sync code of which only one invocation can run at a time keeps to the thread of the sync hooks."""
-        if method.is_async:
-            return False
-        if not self.spec.concurrent or self.spec.max_inputs == 1:
-            return True
-        return method.batch is not None and method.batch.max_concurrent_batches == 1
-
-    def _arm_window(self, now: float) -> None:
-        """Wake when the first window that is open, and whose batch could run, closes."""
-        if self._window_timer is not None:
-            self._window_timer.cancel()
-            self._window_timer = None
-        empty = [key for key, queue in self._queues.items() if not queue]
-        for key in empty:
-            del self._queues[key]
-        ready = [q.ready_at() for (name, _), q in self._queues.items() if self._may_start(self.spec.methods[name])]
-        if ready:
-            self._window_timer = self._loop.call_later(max(0.0, min(ready) - now), self._pump)
 
     # --- running ----------------------------------------------------------------------------------------------
 
@@ -321,9 +268,9 @@ class Engine:
                 deadline=max(limits) if len(limits) == len(deadlines) else None,
                 method=method.name,
                 inputs=tuple(contexts),
+                _waiting=tuple(dict.fromkeys(pool for c in contexts for pool in c._waiting)),
             )
             self.counters.count_batch(method.name, len(inputs))
-            self._running_batches[method.name] = self._running_batches.get(method.name, 0) + 1
         work = Work(
             instance=self._instance,
             method=method,
@@ -332,10 +279,9 @@ class Engine:
             context=context,
             gate=inputs[0].gate,
         )
-        run = Run(inputs, work, self._needs_main(method))
+        run = Run(inputs, work, self._agenda.begin(method))
         if method.is_generator:
-            work.emit = lambda item: self._loop.call_soon_threadsafe(self._emit, inputs[0], item)
-        self._main_taken = self._main_taken or run.on_main
+            work.emit = lambda item: self._mailbox.post(self._emit, inputs[0], item)
         self._runs.add(run)
         now = clock.now()
         for given in inputs:
@@ -349,12 +295,14 @@ class Engine:
     def _launch(self, run: Run) -> None:
         method = run.work.method
         threads = self._instance.threads
+
+        def done(outcomes: list[Outcome] | None, error: BaseException | None) -> None:
+            self._mailbox.post(self._finished, run, outcomes, error)
+
         if method.is_async:
-            run.future = threads.user_loop.spawn(_ASYNC_RUNNERS[_kind(method)](run.work))
+            run.launched = threads.user_loop.launch(_ASYNC_RUNNERS[_kind(method)](run.work), done)
         else:
-            runner = _RUNNERS[_kind(method)]
-            run.future = (threads.on_main if run.on_main else threads.on_any)(runner, run.work)
-        run.future.add_done_callback(lambda f: self._loop.call_soon_threadsafe(self._finished, run, f))
+            (threads.main if run.on_main else threads.others).run(done, _RUNNERS[_kind(method)], run.work)
 
     def _limit_execution(self, run: Run) -> None:
         longest = 0.0
@@ -371,30 +319,25 @@ class Engine:
             return
         if run.work.method.is_async:
             # One that was told to stop may take its time; one whose loop is blocked was never told.
-            if not isinstance(run.future, TaskFuture) or run.future.asked_to_stop:
+            if run.launched is None or run.launched.asked_to_stop:
                 return
             reason = f"{run.work.label} blocks the event loop long after its timeout_s of {limit_s:g} s"
         else:
             reason = f"{run.work.label} is still running long after its timeout_s of {limit_s:g} s"
         self._on_trouble("wedged", reason)
 
-    def _finished(self, run: Run, future: concurrent.futures.Future[list[Outcome]]) -> None:
+    def _finished(self, run: Run, outcomes: list[Outcome] | None, error: BaseException | None) -> None:
         self._runs.discard(run)
         for timer in run.timers:
             timer.cancel()
-        if run.on_main:
-            self._main_taken = False
-        name = run.work.method.name
-        if run.work.method.batch is not None:
-            self._running_batches[name] -= 1
-        if future.cancelled():
+        self._agenda.end(run.work.method)
+        if isinstance(error, asyncio.CancelledError):
             outcomes = [execution.failed(CallCancelled(f"{run.work.label} was cancelled"))] * len(run.inputs)
-        elif (error := future.exception()) is not None:
-            log.error("running %s failed inside gworker", run.work.label, exc_info=error)
-            outcomes = [execution.failed(error)] * len(run.inputs)
+        elif outcomes is None:
+            failure = error or RuntimeError("it ended without an outcome")
+            log.error("running %s failed inside gworker", run.work.label, exc_info=failure)
+            outcomes = [execution.failed(failure)] * len(run.inputs)
             run.blamed = True
-        else:
-            outcomes = future.result()
         now = clock.now()
         for given, outcome in zip(run.inputs, outcomes, strict=True):
             self._conclude(given, outcome, len(run.inputs), now)
@@ -464,9 +407,7 @@ class Engine:
             with contextlib.suppress(ValueError):
                 self._staged.remove(given)
         else:
-            queue = self._queues.get((given.method.name, given.call.parameters_key))
-            if queue is not None:
-                queue.remove(given)
+            self._agenda.remove(given)
             self._leave(given)
             self._offer_room()
             self._schedule_pump()
@@ -478,8 +419,8 @@ class Engine:
             context._cancelled.set()
         if run.work.gate is not None:
             run.work.gate.close()
-        if run.work.method.is_async and run.future is not None:
-            run.future.cancel()
+        if run.launched is not None:
+            run.launched.cancel()
 
     def _forget(self, given: Input) -> None:
         given.session.inputs.pop(given.call.call_id, None)
@@ -518,35 +459,6 @@ def _blame(given: Input) -> Literal["user", "system", "nobody"]:
     if given.run is None or not given.run.blamed:
         return "user"
     return "system" if given is given.run.inputs[0] else "nobody"
-
-
-def _weigh(instance: Instance, given: Input) -> float | Failure:
-    """The weight of an input as the user's function sees it: a finite number that is not negative, or a failure."""
-    batch = given.method.batch
-    assert batch is not None and batch.weight is not None
-    try:
-        arguments = unpack(given.call.arguments)[1]
-        weight = batch.weight(*arguments.values())
-        number = _as_weight(weight)
-        if number is None:
-            raise ValueError(
-                f"the weight function of {instance.spec.name}.{given.method.name} returned {weight!r}: "
-                "it must return a finite number that is not negative"
-            )
-        return number
-    except BaseException as error:
-        return pack_exception(error)
-
-
-def _as_weight(value: Any) -> float | None:
-    """`value` as a number that can be summed up, whatever kind of number it is; None if it is none."""
-    if isinstance(value, (bool, str, bytes)):
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if 0.0 <= number < float("inf") else None
 
 
 def _kind(method: MethodSpec) -> str:

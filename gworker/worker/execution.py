@@ -212,6 +212,33 @@ async def run_batch_async(work: Work) -> list[Outcome]:
         return _all_failed(outcomes, error)
 
 
+def weigh(instance: Instance, method: MethodSpec, arguments: Payload) -> float | Failure:
+    """The weight of an input as the user's function sees it: a finite number that is not negative, or a failure."""
+    assert method.batch is not None and method.batch.weight is not None
+    try:
+        weight = method.batch.weight(*unpack(arguments)[1].values())
+        number = _as_weight(weight)
+        if number is None:
+            raise ValueError(
+                f"the weight function of {instance.spec.name}.{method.name} returned {weight!r}: "
+                "it must return a finite number that is not negative"
+            )
+        return number
+    except BaseException as error:
+        return pack_exception(error)
+
+
+def _as_weight(value: Any) -> float | None:
+    """`value` as a number that can be summed up, whatever kind of number it is; None if it is none."""
+    if isinstance(value, (bool, str, bytes)):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if 0.0 <= number < float("inf") else None
+
+
 # --- generators --------------------------------------------------------------------------------------------------
 
 

@@ -64,6 +64,11 @@ class Session:
         self._wake()
 
     @property
+    def last_received(self) -> int:
+        """The number of the last bundle that was handled, -1 before the first."""
+        return self._arrivals.last
+
+    @property
     def has_news(self) -> bool:
         """Whether there is something to send."""
         return bool(self._outbox) or self._nudged

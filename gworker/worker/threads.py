@@ -6,12 +6,18 @@ import asyncio
 import concurrent.futures
 import contextvars
 import logging
+import queue
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from gworker.mailbox import Mailbox
+
 T = TypeVar("T")
 log = logging.getLogger("gworker.worker")
+
+# Told what a function returned, or what it raised.
+Done = Callable[[Any, BaseException | None], object]
 
 
 class UserLoop:
@@ -19,6 +25,7 @@ class UserLoop:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        self._mailbox = Mailbox(self.loop)
         self._thread = threading.Thread(target=self._run, name="gworker-user-loop", daemon=True)
         self._thread.start()
 
@@ -31,52 +38,126 @@ class UserLoop:
             except BaseException:  # SystemExit or KeyboardInterrupt out of a task the user's code started
                 log.exception("a task on the user event loop tried to end the process; the loop goes on")
 
-    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> TaskFuture[T]:
-        """Run `coroutine` on the loop, in an empty context, from any thread."""
-        done: TaskFuture[T] = TaskFuture(self.loop)
-        self.loop.call_soon_threadsafe(done.start, coroutine)
-        return done
+    def launch(self, coroutine: Coroutine[Any, Any, Any], done: Done) -> Launched:
+        """Run `coroutine` on the loop, in an empty context, from any thread; `done` is called there."""
+        launched = Launched(coroutine, done, self._mailbox)
+        self._mailbox.post(launched.start)
+        return launched
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """The same with a future; to cancel it asks the task to stop, and the future ends when the task has."""
+        future = _TaskFuture[T]()
+        future.launched = self.launch(coroutine, future.settle)
+        return future
 
     def stop(self) -> None:
         """End the loop once its ready callbacks have run; safe from any thread."""
         self.loop.call_soon_threadsafe(self.loop.stop)
 
 
-class TaskFuture(concurrent.futures.Future[T]):
-    """The outcome of a task on another thread's loop. `cancel` asks the task; the future ends when the task has.
+class Launched:
+    """A coroutine on its way through another thread's loop.
 
-    `asked_to_stop` is set once the task has been asked: on a loop that is blocked, never.
+    `asked_to_stop` is set once its task has been asked: on a loop that is blocked, never.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
-        self._loop = loop
-        self._task: asyncio.Task[T] | None = None
+    __slots__ = ("_coroutine", "_done", "_mailbox", "_task", "asked_to_stop")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], done: Done, mailbox: Mailbox) -> None:
+        self._coroutine = coroutine
+        self._done = done
+        self._mailbox = mailbox
+        self._task: asyncio.Task[Any] | None = None
         self.asked_to_stop = False
 
-    def start(self, coroutine: Coroutine[Any, Any, T]) -> None:
+    def start(self) -> None:
         """Make the task; called on its loop."""
-        self._task = contextvars.Context().run(self._loop.create_task, coroutine)
+        self._task = contextvars.Context().run(asyncio.get_running_loop().create_task, self._coroutine)
         self._task.add_done_callback(self._finish)
 
-    def cancel(self) -> bool:
+    def cancel(self) -> None:
         """Ask the task to stop."""
-        self._loop.call_soon_threadsafe(self._ask_to_stop)
-        return not self.done()
+        self._mailbox.post(self._ask_to_stop)
 
     def _ask_to_stop(self) -> None:
         self.asked_to_stop = True
         if self._task is not None:
             self._task.cancel()
 
-    def _finish(self, task: asyncio.Task[T]) -> None:
+    def _finish(self, task: asyncio.Task[Any]) -> None:
         if task.cancelled():
+            self._done(None, asyncio.CancelledError())
+        elif (error := task.exception()) is not None:
+            self._done(None, error)
+        else:
+            self._done(task.result(), None)
+
+
+class _TaskFuture(concurrent.futures.Future[T]):
+    """The outcome of a coroutine that was launched."""
+
+    launched: Launched
+
+    def cancel(self) -> bool:
+        """Ask the task to stop."""
+        self.launched.cancel()
+        return not self.done()
+
+    def settle(self, result: T, error: BaseException | None) -> None:
+        """The task has ended."""
+        if isinstance(error, asyncio.CancelledError):
             super().cancel()
             self.set_running_or_notify_cancel()
-        elif (error := task.exception()) is not None:
+        elif error is not None:
             self.set_exception(error)
         else:
-            self.set_result(task.result())
+            self.set_result(result)
+
+
+class Crew:
+    """Up to `size` threads that are started when they are needed, and stay. Lighter than an executor: no futures."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self._name = name
+        self._size = size
+        self._tasks: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], Done] | None] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._members: list[threading.Thread] = []
+        self._lock = threading.Lock()
+
+    def run(self, done: Done, function: Callable[..., Any], *args: Any) -> None:
+        """Run `function(*args)` on a thread of the crew, in an empty context; `done` is called there."""
+        self._tasks.put((function, args, done))
+        if len(self._members) >= self._size or self._idle.acquire(blocking=False):
+            return
+        with self._lock:
+            if len(self._members) < self._size:
+                name = f"{self._name}_{len(self._members)}"
+                self._members.append(threading.Thread(target=self._work, name=name, daemon=True))
+                self._members[-1].start()
+
+    def stop(self) -> None:
+        """End the threads once all that was handed over has run; waits for that."""
+        with self._lock:
+            members, self._size = self._members, 0
+        for _ in members:
+            self._tasks.put(None)
+        for member in members:
+            member.join()
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            function, args, done = task
+            try:
+                result = contextvars.Context().run(function, *args)
+            except BaseException as error:  # user code may raise SystemExit: the thread goes on
+                done(None, error)
+            else:
+                done(result, None)
+            # Nothing is kept alive by a thread that waits.
+            task = function = args = done = result = None  # type: ignore[assignment]
+            if len(self._members) < self._size:
+                self._idle.release()
 
 
 class UserThreads:
@@ -86,26 +167,25 @@ class UserThreads:
     """
 
     def __init__(self, max_threads: int) -> None:
-        self._main = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="gworker-main")
-        self._others = concurrent.futures.ThreadPoolExecutor(max(1, max_threads), thread_name_prefix="gworker-input")
+        self.main = Crew("gworker-main", 1)
+        self.others = Crew("gworker-input", max(1, max_threads))
         self._user_loop: UserLoop | None = None
         self._lock = threading.Lock()
 
     @property
     def user_loop(self) -> UserLoop:
         """The user loop, started at first use."""
-        with self._lock:
-            if self._user_loop is None:
-                self._user_loop = UserLoop()
-            return self._user_loop
+        if self._user_loop is None:
+            with self._lock:
+                if self._user_loop is None:
+                    self._user_loop = UserLoop()
+        return self._user_loop
 
     def on_main(self, function: Callable[..., T], *args: Any) -> concurrent.futures.Future[T]:
         """Run on the one main thread, in an empty context."""
-        return self._main.submit(contextvars.Context().run, function, *args)
-
-    def on_any(self, function: Callable[..., T], *args: Any) -> concurrent.futures.Future[T]:
-        """Run on some thread of the pool, in an empty context."""
-        return self._others.submit(contextvars.Context().run, function, *args)
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self.main.run(lambda result, error: _settle(future, result, error), function, *args)
+        return future
 
 
 def run_on_own_thread(function: Callable[[], T], name: str) -> concurrent.futures.Future[T]:
@@ -120,3 +200,12 @@ def run_on_own_thread(function: Callable[[], T], name: str) -> concurrent.future
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return done
+
+
+def _settle(future: concurrent.futures.Future[T], result: T, error: BaseException | None) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)

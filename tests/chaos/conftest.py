@@ -28,7 +28,7 @@ def make_fault(tmp_path: Path) -> Callable[[str], Fault]:
 
 
 def serving(
-    app: Any, class_name: str, count: int, *, without: Collection[int] = (), timeout_s: float = 20.0
+    app: Any, class_name: str, count: int, *, without: Collection[int] = (), timeout_s: float = 40.0
 ) -> list[int]:
     """Wait until exactly `count` workers of a class are READY, none of them one of `without`; their process ids."""
 
@@ -40,7 +40,7 @@ def serving(
     return result
 
 
-def pool_when(app: Any, class_name: str, condition: Callable[[Any], object], timeout_s: float = 20.0) -> Any:
+def pool_when(app: Any, class_name: str, condition: Callable[[Any], object], timeout_s: float = 40.0) -> Any:
     """Wait until the status of a pool meets a condition; that status."""
 
     def found() -> Any:

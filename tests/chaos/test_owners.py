@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ def test_a_killed_controller_ends_its_calls_and_workers_and_the_next_call_starts
         controller = ray.get(app.client().controller.__ray_call__.remote(lambda self: os.getpid()))
         os.kill(controller, signal.SIGKILL)
         killed = time.monotonic()
-        assert eventually(lambda: gone(controller, *workers), 10.0)
+        assert eventually(lambda: gone(controller, *workers))
         traffic.flow(20)
     audit(book, traffic.outcomes, errors=(gw.PoolUnavailable, gw.WorkerLost))
     under_way = [outcome for outcome in traffic.outcomes if outcome.began < killed < outcome.ended]
@@ -46,7 +47,7 @@ def test_a_killed_controller_ends_its_calls_and_workers_and_the_next_call_starts
 
 
 def test_a_driver_killed_under_load_leaves_no_process_behind(
-    script: Any, address: str, gone: Any, eventually: Any
+    script: Any, address: str, tmp_path: Path, gone: Any, eventually: Any
 ) -> None:
     driver = script(
         """
@@ -82,13 +83,18 @@ def test_a_driver_killed_under_load_leaves_no_process_behind(
                 time.sleep(0.01)
             controller = ray.get(app.client().controller.__ray_call__.remote(lambda self: os.getpid()))
             loading = int(open(os.path.join(FOLDER, "loading")).read())
-            print(controller, loading, *(w.pid for w in app.status().pool("Working").workers), flush=True)
+            workers = [w.pid for w in app.status().pool("Working").workers]
+            with open(os.path.join(FOLDER, "processes"), "w") as file:
+                print(controller, loading, *workers, file=file)
             gw.gather(*calls)
         """,
         address=address,
     )
-    processes = [int(pid) for pid in eventually(lambda: driver.out.endswith("\n") and driver.out, 30.0).split()]
-    assert len(processes) == 4, driver.err
+    told = tmp_path / "processes"
+    eventually(lambda: (told.exists() and told.read_text().endswith("\n")) or driver.process.poll() is not None, 60.0)
+    assert told.exists(), driver.err
+    processes = [int(pid) for pid in told.read_text().split()]
+    assert len(processes) == 4
     assert not any(gone(pid) for pid in processes)
     driver.process.kill()
-    assert eventually(lambda: gone(*processes), 10.0)
+    assert eventually(lambda: gone(*processes))

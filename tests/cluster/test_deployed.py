@@ -6,6 +6,8 @@ import contextlib
 import functools
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -213,29 +215,239 @@ def test_a_deployed_class_calls_another_of_its_app(app: Any, ledger: Any) -> Non
     assert gw.Cls.from_name(app.name, "Front")().ask.remote(7) == 7
 
 
-def test_deploying_again_serves_the_new_definition_and_fails_no_call(app: Any, ledger: Any, gone: Any) -> None:
-    echo = define(app, ledger)
+# --- updates -----------------------------------------------------------------------------------------------------
+
+
+def version(app: Any, name: str, *, fails: str = "", **options: Any) -> Any:
+    """Define the class anew: it says which version it is."""
+    app.classes.clear()
+
+    @app.cls(**{"cpu": 0.1, "min_workers": 1, "name": "Echo", **options})
+    @gw.concurrent(max_inputs=4)
+    class Versioned:
+        @gw.on_enter()
+        def load(self) -> None:
+            if fails:
+                raise RuntimeError(fails)
+
+        @gw.method()
+        def count(self, number: int) -> tuple[str, int]:
+            return name, number
+
+    return Versioned
+
+
+def test_updates_under_load_fail_no_call_and_serve_the_new_version(app: Any, pids: Any, eventually: Any) -> None:
+    version(app, "v0", min_workers=2)
     app.deploy()
-    first = {echo().pid.remote()}
+    first = set(pids(app, "Echo"))
     by_name = gw.Cls.from_name(app.name, "Echo")
     with Load(lambda n: by_name().count.remote(n)) as load:
-        app.classes.clear()
+        for number in range(1, 4):
+            version(app, f"v{number}", min_workers=2)
+            app.deploy()
+            assert by_name().count.remote(0)[0] == f"v{number}", "deploy returns when the new version serves"
+    assert load.errors == []
+    assert {name for name, _ in load.results} == {"v0", "v1", "v2", "v3"}
+    eventually(lambda: len(pids(app, "Echo")) == 2 and not first & set(pids(app, "Echo")))
+    eventually(lambda: [p.name for p in app.status().pools] == ["Echo#4"])
 
-        @app.cls(cpu=0.1, min_workers=1, name="Echo")
-        class Replaced:
-            @gw.method()
-            def version(self) -> str:
-                return "second"
 
-            @gw.method()
-            def count(self, number: int) -> int:
-                return number
-
+def test_where_old_and_new_do_not_fit_one_makes_room_at_a_time_and_calls_wait(app: Any, eventually: Any) -> None:
+    two_gpus = {"gpu": gw.Gpu("A100", 2), "min_workers": 2, "max_workers": 2}  # all that the cluster has
+    version(app, "v0", **two_gpus)
+    app.deploy()
+    by_name = gw.Cls.from_name(app.name, "Echo")
+    with Load(lambda n: by_name().count.remote(n)) as load:
+        version(app, "v1", **two_gpus)
         app.deploy()
-        assert Replaced().version.remote() == "second"
-    assert load.errors == [] and load.results
-    assert not first & {w.pid for p in app.status().pools for w in p.workers if p.name.endswith("#1")}
-    assert gw.Cls.from_name(app.name, "Echo")().version.remote() == "second"
+        assert by_name().count.remote(0)[0] == "v1"
+    assert load.errors == []
+    going = [e for e in app.status().events if e.reason == "makes room for the new version"]
+    assert len(going) >= 1
+    eventually(lambda: (p := app.status().pools) and [(q.name, q.ready) for q in p] == [("Echo#2", 2)])
+
+
+@pytest.mark.parametrize("gpu", [None, gw.Gpu("A100", 4)], ids=["with room", "without room"])
+def test_a_version_that_does_not_become_ready_is_rolled_back_and_fails_no_call(
+    app: Any, gpu: Any, eventually: Any
+) -> None:
+    version(app, "good", gpu=gpu)
+    app.deploy()
+    by_name = gw.Cls.from_name(app.name, "Echo")
+    with Load(lambda n: by_name().count.remote(n)) as load:
+        version(app, "bad", gpu=gpu, fails="no such weights")
+        with pytest.raises(gw.StartupFailed, match=r"version 2 .* is not served(.|\n)*no such weights"):
+            app.deploy()
+        assert by_name().count.remote(0) == ("good", 0)
+    assert load.errors == []
+    assert {name for name, _ in load.results} == {"good"}
+    assert [e.action for e in app.status().events].count("rolled back") == 1
+    eventually(lambda: [(p.name, p.ready) for p in app.status().pools] == [("Echo#1", 1)])
+    version(app, "better", gpu=gpu)
+    app.deploy()
+    assert by_name().count.remote(0)[0] == "better"
+
+
+def test_an_update_goes_on_when_the_controller_is_killed_in_its_midst(
+    app: Any, controller_pid: Any, eventually: Any, gate: Any
+) -> None:
+    version(app, "v0")
+    app.deploy()
+    by_name = gw.Cls.from_name(app.name, "Echo")
+    app.classes.clear()
+
+    @app.cls(cpu=0.1, min_workers=1, name="Echo")
+    class Slow:
+        @gw.on_enter()
+        def load(self) -> None:
+            gate.wait()
+
+        @gw.method()
+        def count(self, number: int) -> tuple[str, int]:
+            return "v1", number
+
+    with Load(lambda n: by_name().count.remote(n)) as load:
+        deploying = threading.Thread(target=app.deploy)
+        deploying.start()
+        eventually(lambda: gate.arrivals)
+        os.kill(controller_pid(app), signal.SIGKILL)
+        eventually(lambda: "controller restarted" in actions_of(app))
+        gate.open()
+        deploying.join(30)
+        assert not deploying.is_alive()
+        assert by_name().count.remote(0)[0] == "v1"
+    assert load.errors == []
+    assert gate.arrivals == 1, "the worker that was starting was taken over"
+
+
+def test_a_class_that_the_new_version_lacks_goes_and_one_it_adds_comes(app: Any, ledger: Any, eventually: Any) -> None:
+    define(app, ledger)
+    app.deploy()
+    app.classes.clear()
+
+    @app.cls(cpu=0.1, min_workers=1)
+    class Added:
+        @gw.method()
+        def hello(self) -> str:
+            return "hello"
+
+    app.deploy()
+    assert gw.Cls.from_name(app.name, "Added")().hello.remote() == "hello"
+    with pytest.raises(gw.NotFound, match="has no class 'Echo'; it has: Added"):
+        gw.Cls.from_name(app.name, "Echo")().pid.remote()
+    eventually(lambda: [p.class_name for p in app.status().pools] == ["Added"])
+
+
+def test_a_changed_signature_is_known_to_callers_after_the_update(app: Any, ledger: Any, eventually: Any) -> None:
+    version(app, "v0")
+    app.deploy()
+    by_name = gw.Cls.from_name(app.name, "Echo")
+    assert by_name().count.remote(1) == ("v0", 1)
+    app.classes.clear()
+
+    @app.cls(cpu=0.1, min_workers=1, name="Echo")
+    class Wider:
+        @gw.method()
+        def count(self, number: int, step: int) -> tuple[str, int]:
+            return "v1", number + step
+
+    app.deploy()
+    assert by_name().count.remote(1, step=2) == ("v1", 3)
+    with pytest.raises(TypeError, match="step"):
+        by_name().count.remote(1)
+
+
+def actions_of(app: Any) -> list[str]:
+    """What the log says was done; empty while the controller is away."""
+    with contextlib.suppress(ray.exceptions.RayError):
+        return [event.action for event in app.status().events]
+    return []
+
+
+# --- code --------------------------------------------------------------------------------------------------------
+
+SERVER = """
+import enum, os
+import gworker as gw
+import helper
+
+class Mode(enum.Enum):
+    LOUD = "loud"
+    QUIET = "quiet"
+
+app = gw.App({name!r})
+
+@app.cls(cpu=0.1, min_workers=1)
+class Greeter:
+    mode: Mode = gw.parameter(default=Mode.QUIET)
+
+    @gw.method()
+    def greet(self, who: str) -> str:
+        from helper import greeting
+        text = greeting(who)
+        return text.upper() if self.mode.value == "loud" else text
+
+    @gw.method()
+    def where(self) -> tuple[int, str]:
+        return os.getpid(), helper.__file__
+"""
+
+
+def folder_of_code(tmp_path: Any, name: str, greeting: str) -> Any:
+    """A program in a folder of its own: a module with the app, one that it imports, one that deploys it."""
+    folder = tmp_path / "program"
+    folder.mkdir(exist_ok=True)
+    (folder / "server.py").write_text(SERVER.format(name=name))
+    (folder / "helper.py").write_text(f"def greeting(who):\n    return {greeting!r} + who\n")
+    (folder / "deploying.py").write_text("from server import app\napp.deploy()\n")
+    return folder
+
+
+def test_importable_code_travels_with_the_version_and_callers_need_not_have_it(
+    app: Any, tmp_path: Any, address: str, script: Any, run_python: Any, pids: Any, eventually: Any
+) -> None:
+    folder = folder_of_code(tmp_path, app.name, "hello ")
+    run_python(folder / "deploying.py", address)
+    for file in folder.iterdir():
+        if file.suffix == ".py":
+            file.unlink()  # what runs does not depend on the files any more
+    calling = script(
+        f"""
+        import gworker as gw
+        Greeter = gw.Cls.from_name({app.name!r}, "Greeter")
+        print(Greeter().greet.remote("ada"), "|", Greeter(mode="loud").greet.remote(who="ada"))
+        try:
+            Greeter(mode="silent")
+        except gw.InvalidDefinition as error:
+            print(error)
+        """,
+        address,
+    )
+    assert calling.wait() == 0, calling.err
+    assert calling.out.splitlines()[0] == "hello ada | HELLO ADA"
+    assert "'loud' or 'quiet'" in calling.out, "parameters are checked without the app's modules, too"
+    greeter = gw.Cls.from_name(app.name, "Greeter")
+    pid, where = greeter().where.remote()
+    assert str(folder) not in where
+    # A worker that is restarted after the files have changed runs the version that was deployed.
+    folder_of_code(tmp_path, app.name, "goodbye ")
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: (now := pids(app, "Greeter")) and now != [pid])
+    assert greeter().greet.remote("ada") == "hello ada"
+    run_python(folder / "deploying.py", address)
+    assert greeter().greet.remote("ada") == "goodbye ada"
+
+
+@pytest.fixture
+def run_python() -> Callable[..., None]:
+    """Runs a file in its own folder to its end, attached to a Ray."""
+
+    def run(file: Any, address: str) -> None:
+        environment = {**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": os.getcwd()}
+        subprocess.run([sys.executable, file.name], cwd=file.parent, env=environment, check=True, timeout=60)
+
+    return run
 
 
 # --- a controller that dies ----------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def test_the_status_of_a_running_app_says_what_is_there(app: Any, gate: Any, eve
     assert (pool.state, pool.desired, pool.ready, pool.starting, pool.draining) == ("READY", 1, 1, 0, 0)
     assert (pool.name, pool.class_name, pool.restarts, pool.waiting_for) == ("Batcher", "Batcher", 0, "")
     (worker,) = status.pool("Batcher").workers
-    assert (worker.state, worker.inputs, worker.running, worker.batch_sizes) == ("READY", 16, 8, {"double": 4.0})
+    assert (worker.state, worker.inputs, worker.inflight, worker.batch_sizes) == ("READY", 16, 8, {"double": 4.0})
     assert worker.node_id == ray.get_runtime_context().get_node_id()
     assert worker.age_s > 0
     (probe,) = worker.probes
@@ -142,7 +142,7 @@ def test_showing_things_starts_nothing_and_asks_nobody(make_app: Any, monkeypatc
         "0.5",
         "A100",
         "health",
-        "95",  # seconds until a failure is told: 3 periods of 30 s and the time-out of 5 s
+        "125",  # seconds until a fault is told: 4 periods of 30 s, one of them excused, and the time-out of 5 s
     ):
         assert words in described, described
     assert described.count("on_enter") == described.count("on_exit") == 1

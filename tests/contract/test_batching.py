@@ -159,7 +159,7 @@ def together(method: Any, items: list[Any]) -> list[Any]:
 
 def held_inputs() -> int:
     """Inputs that the worker of Batcher holds, gathered or running."""
-    return app.status().pool("Batcher").workers[0].running
+    return app.status().pool("Batcher").workers[0].inflight
 
 
 # --- gathering -------------------------------------------------------------------------------------------------------

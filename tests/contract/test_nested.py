@@ -447,6 +447,187 @@ def test_a_class_that_may_have_a_second_worker_may_call_itself(app: Any) -> None
     assert here != there
 
 
+# --- what would wait for ever, by a detour ---------------------------------------------------------------------------
+
+
+@app.cls(max_workers=1, cpu=0.1)
+class Ping:
+    """One worker, one input at a time; calls Pong, which calls back."""
+
+    @gw.method()
+    def echo(self, x: Any) -> Any:
+        return x
+
+    @gw.method()
+    def count(self) -> Iterator[int]:
+        yield 1
+
+    @gw.method()
+    def via(self, way: str, back: str) -> Any:
+        pong = Pong()
+        if way == "map":
+            return list(pong.back.map([back]))
+        if way == "stream":
+            return list(pong.back_stream.stream(back))
+        if way == "far":
+            return Far().on.remote(back)
+        return pong.back.remote(back)
+
+    @gw.method()
+    async def via_async(self, way: str, back: str) -> Any:
+        pong = Pong()
+        if way == "map":
+            return [y async for y in pong.back_async.map.aio([back])]
+        if way == "stream":
+            return [y async for y in pong.back_stream.stream.aio(back)]
+        if way == "far":
+            return await Far().on.remote.aio(back)
+        return await pong.back_async.remote.aio(back)
+
+    @gw.method()
+    @gw.batched(max_batch_size=2)
+    def via_batch(self, ways: list[str]) -> list[Any]:
+        return [Pong().back.remote(way) for way in ways]
+
+    @gw.method()
+    def note(self, line: str, ledger: Ledger) -> None:
+        ledger.write(line)
+
+    @gw.method()
+    def leave_for_later(self, ledger: Ledger) -> None:
+        Pong().call_and_wait.spawn(ledger)
+        ledger.write("first")
+
+    @gw.method()
+    async def leave_to_a_task(self, ledger: Ledger) -> None:
+        self.task = asyncio.create_task(Pong().call_and_wait.remote.aio(ledger))
+        await asyncio.sleep(0)
+        ledger.write("first")
+
+    @gw.method()
+    def wait_for_itself(self) -> Any:
+        return Ping().echo.spawn(1).get()
+
+    @gw.method()
+    async def wait_for_itself_async(self) -> Any:
+        return await gw.gather.aio(Ping().echo.spawn(1))
+
+    @gw.method()
+    def wait_a_little(self) -> str:
+        try:
+            Ping().echo.spawn(1).get(timeout_s=0.1)
+        except TimeoutError:
+            return "not for ever"
+        return "served"
+
+
+@app.cls(max_workers=1, cpu=0.1)
+class Pong:
+    """Calls Ping."""
+
+    @gw.method()
+    def back(self, way: str) -> Any:
+        ping = Ping()
+        if way == "map":
+            return list(ping.echo.map([1]))
+        if way == "stream":
+            return list(ping.count.stream())
+        if way == "get":
+            return ping.echo.spawn(1).get()
+        if way == "spawn":
+            ping.echo.spawn(1)
+            return "spawned"
+        return ping.echo.remote(1)
+
+    @gw.method()
+    async def back_async(self, way: str) -> Any:
+        ping = Ping()
+        if way == "get":
+            return await ping.echo.spawn(1)
+        return await ping.echo.remote.aio(1)
+
+    @gw.method()
+    def back_stream(self, way: str) -> Iterator[Any]:
+        yield self.back(way)
+
+    @gw.method()
+    def call_and_wait(self, ledger: Ledger) -> None:
+        Ping().note.remote("second", ledger)
+
+
+@app.cls(max_workers=2, cpu=0.1)
+class Far:
+    """Is between the two, and has room itself."""
+
+    @gw.method()
+    def on(self, way: str) -> Any:
+        return Pong().back.remote(way)
+
+
+@pytest.mark.parametrize("back", ["remote", "map", "stream", "get"])
+@pytest.mark.parametrize("way", ["remote", "map", "stream"])
+def test_a_call_that_would_wait_for_a_caller_of_its_caller_is_told_so_at_once(way: str, back: str) -> None:
+    with pytest.raises(RuntimeError, match=r"Ping\.\w+.*/Ping -> \S*/Pong -> \S*/Ping\).*wait for itself.*max_workers"):
+        Ping().via.with_options(deadline_s=60).remote(way, back)
+
+
+@pytest.mark.parametrize("back", ["remote", "get"])
+@pytest.mark.parametrize("way", ["remote", "map", "stream"])
+def test_so_is_one_that_awaits(way: str, back: str) -> None:
+    with pytest.raises(RuntimeError, match=r"Ping\.\w+.*/Ping -> \S*/Pong -> \S*/Ping\).*wait for itself"):
+        Ping().via_async.with_options(deadline_s=60).remote(way, back)
+
+
+@pytest.mark.parametrize("method", ["via", "via_async"])
+def test_the_whole_chain_is_named_also_where_a_class_in_it_has_room(method: str) -> None:
+    with pytest.raises(RuntimeError, match=r"/Ping -> \S*/Far -> \S*/Pong -> \S*/Ping\)"):
+        getattr(Ping(), method).with_options(deadline_s=60).remote("far", "remote")
+
+
+def test_the_callers_of_all_inputs_of_a_batch_wait_for_what_it_calls() -> None:
+    with pytest.raises(RuntimeError, match=r"/Ping -> \S*/Pong -> \S*/Ping\)"):
+        Ping().via_batch.with_options(deadline_s=60).remote("remote")
+
+
+@pytest.mark.parametrize("method", ["wait_for_itself", "wait_for_itself_async"])
+def test_waiting_for_a_spawned_call_that_needs_the_worker_which_waits_is_refused_too(method: str) -> None:
+    with pytest.raises(RuntimeError, match=r"the result of Ping\.echo .*wait for itself"):
+        getattr(Ping(), method).with_options(deadline_s=60).remote()
+
+
+def test_what_does_not_wait_for_ever_is_not_refused() -> None:
+    assert Ping().via.with_options(deadline_s=60).remote("remote", "spawn") == "spawned"
+    assert Ping().wait_a_little.with_options(deadline_s=60).remote() == "not for ever"
+
+
+@pytest.mark.parametrize("method", ["leave_for_later", "leave_to_a_task"])
+def test_a_call_whose_caller_does_not_wait_may_call_back(method: str, ledger: Ledger) -> None:
+    getattr(Ping(), method).with_options(deadline_s=60).remote(ledger)
+    eventually(lambda: ledger.lines() == ["first", "second"])
+
+
+@pytest.mark.parametrize(("options", "inputs"), [({"max_workers": 2}, 1), ({"max_workers": 1}, 2)])
+def test_a_class_that_has_or_may_have_room_can_be_called_back(app: Any, options: Any, inputs: int) -> None:
+    @app.cls(cpu=0.1, **options)
+    @gw.concurrent(max_inputs=inputs)
+    class There:
+        @gw.method()
+        def start(self) -> int:
+            return Back().again.remote()
+
+        @gw.method()
+        def end(self) -> int:
+            return 7
+
+    @app.cls(cpu=0.1, max_workers=1)
+    class Back:
+        @gw.method()
+        def again(self) -> int:
+            return There().end.remote()
+
+    assert There().start.with_options(deadline_s=60).remote() == 7
+
+
 # --- the call that runs ----------------------------------------------------------------------------------------------
 
 

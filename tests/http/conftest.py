@@ -45,6 +45,7 @@ class FakeRouter:
         self.calls.append(call)
         loop = asyncio.get_running_loop()
         if self.fail is not None:
+            call.done = True
             loop.call_soon(call.sink.raised, Problem(self.fail))
             return
         self._tasks[call.number] = loop.create_task(self._run(call))

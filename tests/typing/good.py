@@ -8,7 +8,7 @@ A line with `# pyright only` is accepted by pyright; mypy, which ignores what cl
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from typing_extensions import assert_type
 
@@ -260,3 +260,17 @@ def gathering() -> None:
     call = gw.current_call()
     assert_type(call.cancelled, bool)
     assert_type(gw.current_attempt_number(), int)
+
+
+class Reranks(Protocol):
+    @gw.method()
+    def rerank(self, query: str, texts: list[str]) -> list[int]: ...
+
+
+def deployed_classes() -> None:
+    untyped = gw.Cls.from_name("inference-server", "Embedder")
+    untyped(threshold=0.5).anything.remote("x")
+    embedder = gw.Cls.from_name("inference-server", "Embedder", like=Embedder)
+    assert_type(embedder().embed.remote("x"), list[float])
+    reranker = gw.Cls.from_name("inference-server", "Embedder", like=Reranks)  # pyright only
+    assert_type(reranker().rerank.remote("x", ["y"]), list[int])  # pyright only

@@ -59,6 +59,7 @@ class Caller:
         batch_cap: int = 0,
         credit: int = 0,
         attempt: int = 1,
+        waiting: tuple[context.WaitingPool, ...] = (),
         **kwargs: Any,
     ) -> int:
         """Send an input; its number."""
@@ -77,6 +78,7 @@ class Caller:
             timeout_s=timeout_s,
             batch_cap=batch_cap,
             credit=credit,
+            waiting=waiting,
         )
         self._worker.engine.submit(self, call)  # type: ignore[arg-type]
         return number
@@ -140,8 +142,8 @@ class Worker:
         return self.instance._object
 
     def close(self) -> None:
-        self.threads._main.shutdown()
-        self.threads._others.shutdown()
+        self.threads.main.stop()
+        self.threads.others.stop()
         self.engine._weighers.shutdown()
         if (loop := self.threads._user_loop) is not None:
             while asyncio.all_tasks(loop.loop):  # cancelled, and about to end
@@ -1243,6 +1245,24 @@ async def test_in_a_batch_the_current_call_is_the_batchs_with_the_latest_deadlin
     assert call["attempt"] == 3
     assert [i["id"] for i in inputs] == [f"caller-{n}" for n in numbers]
     assert [i["attempt"] for i in inputs] == [1, 2, 3]
+
+
+async def test_whoever_waits_for_an_input_of_a_batch_waits_for_the_batch(make: MakeWorker) -> None:
+    class Waited:
+        @gw.method()
+        def single(self) -> Any:
+            return gw.current_call()._waiting
+
+        @gw.method()
+        @gw.batched(max_batch_size=4)
+        def batch(self, xs: list[int]) -> list[Any]:
+            return [gw.current_call()._waiting] * len(xs)
+
+    one, two, three = (context.WaitingPool(f"app/{name}", alone=True) for name in ("One", "Two", "Three"))
+    worker = await make(Waited)
+    assert await worker.caller.result(worker.caller.submit("single", waiting=(two, one))) == (two, one)
+    numbers = [worker.caller.submit("batch", 1, waiting=waiting) for waiting in ((one,), (), (two, one), (three,))]
+    assert (await worker.caller.results(numbers))[0] == (one, two, three)
 
 
 async def test_outside_a_call_there_is_no_current_call(make: MakeWorker) -> None:

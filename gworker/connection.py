@@ -1,0 +1,124 @@
+"""One end of a direct connection: the handshake first, then frames, with backpressure. An asyncio protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any, cast
+
+from gworker.frames import FrameReader, ProtocolError, encode_frame
+
+log = logging.getLogger("gworker.direct")
+
+# A handshake is smaller than this; what an unknown peer sends beyond it is not read.
+_HANDSHAKE_BYTES = 1024
+# A connection whose peer does not take what was written does not take in more than this.
+_HIGH_WATER_BYTES = 4 * 2**20
+# A peer on another node that vanished without a word is noticed after about this long.
+_SILENCE_MS = 10_000
+
+
+class Connection(asyncio.BufferedProtocol):
+    """Subclasses carry out the handshake in `on_handshake`, then call `open_frames`."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.writable = True
+        self._reader: FrameReader | None = None
+        self._handshake = bytearray(_HANDSHAKE_BYTES)
+
+    # --- for subclasses -------------------------------------------------------------------------------------------
+
+    def on_connected(self) -> None:
+        """The connection is there."""
+
+    def on_handshake(self, data: bytes) -> None:
+        """Bytes that belong to the handshake. May raise ProtocolError."""
+
+    def on_bundle(self, bundle: Any) -> None:
+        """A frame has come."""
+
+    def on_writable(self) -> None:
+        """The peer takes more again."""
+
+    def on_lost(self, error: BaseException | None) -> None:
+        """The connection has ended."""
+
+    # --- frames ---------------------------------------------------------------------------------------------------
+
+    def open_frames(self, rest: bytes = b"") -> None:
+        """The handshake is over; `rest` came behind it."""
+        self._reader = FrameReader(self.on_bundle)
+        while rest:
+            room = self._reader.get_buffer()
+            count = min(room.nbytes, len(rest))
+            room[:count] = rest[:count]
+            self._reader.filled(count)
+            rest = rest[count:]
+
+    def write(self, bundle: Any) -> None:
+        """Send a bundle as one frame."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.writelines(encode_frame(bundle))
+
+    def write_raw(self, data: bytes) -> None:
+        """Send a piece of the handshake."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(data)
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    # --- asyncio.BufferedProtocol -----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's are none by name
+        transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
+        _tune(transport.get_extra_info("socket"))
+        self.on_connected()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self.on_lost(exc)
+
+    def get_buffer(self, sizehint: int) -> bytearray | memoryview:
+        return self._handshake if self._reader is None else self._reader.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            if self._reader is None:
+                self.on_handshake(bytes(self._handshake[:nbytes]))
+            else:
+                self._reader.filled(nbytes)
+        except ProtocolError as error:
+            log.warning("a direct connection was closed: %s", error)
+            self.abort()
+        except Exception:  # garbage that does not unpickle, or a fault of ours: this connection ends, no other
+            log.exception("a direct connection was closed")
+            self.abort()
+
+    def eof_received(self) -> None:
+        return None
+
+    def pause_writing(self) -> None:
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        self.on_writable()
+
+
+def _tune(connected: Any) -> None:
+    """No waiting for more to send, and no waiting for ever for a machine that is gone."""
+    if connected is None or connected.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", 3), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", _SILENCE_MS)
+    ):  # fmt: skip
+        if hasattr(socket, name):
+            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,0 +1,156 @@
+"""From one version of a deployed app to the next: new workers first, then the old ones go. Pure: no Ray, no clock.
+
+Each pool is replaced by a *rollout*. It surges where there is room: as many new workers come up as there are old ones,
+then the traffic changes over at once. Where the new ones find no room because the old ones hold it, it swaps: one old
+worker makes room at a time, and both versions serve meanwhile. An *update* holds the rollouts of all pools; it is
+committed when all of them are ready, and rolled back when one of them fails.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from gworker.control.pool import Pool
+from gworker.control.workers import WorkerState
+from gworker.router.membership import DeployedClass, PoolKey
+
+# How long new workers may lack a place before old ones make room: time for Ray to start a process.
+SWAP_AFTER_S = 2.0
+
+
+class Phase(str, enum.Enum):
+    """How far a rollout, or an update, has come."""
+
+    SURGING = "SURGING"
+    SWAPPING = "SWAPPING"
+    READY = "READY"
+    FAILED = "FAILED"
+
+
+class Rollout:
+    """One pool's way from `old`, None for a class that is new, to `new`."""
+
+    def __init__(self, old: Pool | None, new: Pool) -> None:
+        self.old = old
+        self.new = new
+        self.phase = Phase.SURGING
+        self.reason = ""
+        self._size = 0 if old is None else len(old.slots)
+
+    def step(self, now: float, fits: Callable[[Pool], bool]) -> None:
+        """Look where things stand. `fits` says whether there is room for one more worker of a pool."""
+        if self.phase in (Phase.READY, Phase.FAILED):
+            return
+        new = self.new
+        if new.failed(now) or new.unschedulable:
+            self.phase = Phase.FAILED
+            self.reason = str(new.failure(now))
+            return
+        target = self._target()
+        new.pinned = target
+        ready = _count(new, WorkerState.READY)
+        if ready >= target or (ready and self.old is not None and not self.old.workers):
+            self.phase = Phase.READY
+        elif self.phase is Phase.SURGING and self._lacks_room(now, fits):
+            self.phase = Phase.SWAPPING
+        if self.phase is Phase.SWAPPING:
+            self._make_room(fits)
+
+    def _target(self) -> int:
+        """As many as the old version has, or the floor."""
+        if self.old is not None and self.phase is Phase.SURGING:
+            self._size = len(self.old.slots)
+        options = self.new.definition.options
+        floor = options.min_workers if self.new.definition.floor_when_idle else 0
+        return min(max(floor, self._size), options.max_workers)
+
+    def _lacks_room(self, now: float, fits: Callable[[Pool], bool]) -> bool:
+        if self.old is None or not self.old.workers:
+            return False
+        starting = [w for w in self.new.workers.values() if w.state is WorkerState.STARTING]
+        waits = any(not w.placed and now - w.created >= SWAP_AFTER_S for w in starting)
+        vacant = any(slot.worker_id is None for slot in self.new.slots.values())
+        nothing_moves = all(not w.placed for w in starting)
+        return nothing_moves and (waits or (vacant and not starting)) and not fits(self.new)
+
+    def _make_room(self, fits: Callable[[Pool], bool]) -> None:
+        """One old worker goes for one new one; the next when that is ready."""
+        old, new = self.old, self.new
+        assert old is not None
+        if old.pinned is None:
+            old.pinned = len(old.slots)
+        going = any(w.draining for w in old.workers.values())
+        coming = any(w.state is WorkerState.STARTING and w.placed for w in new.workers.values())
+        if old.pinned and not going and not coming and not fits(new):
+            old.pinned -= 1
+
+    def commit(self) -> None:
+        """The new version serves alone from now on."""
+        self.new.unpin()
+        if self.old is not None:
+            self.old.retire("replaced by a new version")
+
+    def roll_back(self) -> None:
+        """The old version serves alone, as large as it was."""
+        self.new.retire("its version was rolled back")
+        if self.old is not None and self.old.pinned is not None:
+            self.old.pinned = self._size
+            self.old.unpin()
+
+    @property
+    def mixed(self) -> bool:
+        """Whether both versions serve."""
+        return self.phase is Phase.SWAPPING or (self.old is not None and self.old.pinned is not None)
+
+
+def _count(pool: Pool, state: WorkerState) -> int:
+    return sum(worker.state is state for worker in pool.workers.values())
+
+
+@dataclass
+class Update:
+    """A new version of the app on its way: its classes, and the rollout of each pool that routers know by a key."""
+
+    version: int
+    classes: Mapping[str, DeployedClass]
+    rollouts: dict[PoolKey, Rollout] = field(default_factory=dict)
+    removed: list[Pool] = field(default_factory=list)
+
+    def step(self, now: float, fits: Callable[[Pool], bool]) -> Phase:
+        """READY when it is to be committed, FAILED when it is to be rolled back."""
+        for rollout in self.rollouts.values():
+            rollout.step(now, fits)
+        phases = [rollout.phase for rollout in self.rollouts.values()]
+        if Phase.FAILED in phases:
+            return Phase.FAILED
+        if all(phase is Phase.READY for phase in phases):
+            return Phase.READY
+        return Phase.SWAPPING if Phase.SWAPPING in phases else Phase.SURGING
+
+    def commit(self) -> None:
+        """The new version serves from now on; classes that it lacks go."""
+        for rollout in self.rollouts.values():
+            rollout.commit()
+        for pool in self.removed:
+            pool.retire("the new version has no such class")
+
+    def roll_back(self) -> None:
+        """As if it had never been."""
+        for rollout in self.rollouts.values():
+            rollout.roll_back()
+
+    @property
+    def reason(self) -> str:
+        """Why it failed."""
+        return next((r.reason for r in self.rollouts.values() if r.reason), "")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How an update stands, as whoever deploys is told. `reason` says why it was rolled back."""
+
+    version: int
+    phase: Phase
+    reason: str = ""

@@ -1,0 +1,302 @@
+"""The direct lane: one connection between a router and a worker, beside Ray. See `frames` for what travels on it.
+
+Tried as a Unix socket, then as TCP, then given up for the ray lane. A connection that breaks is made again at once: if
+the worker lives, both sides send what the other has not got, and nothing runs twice; if nobody answers, the worker is
+dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from gworker.connection import Connection
+from gworker.frames import GREETING_BYTES, WELCOME_BYTES, Hello, ProtocolError, RouterHandshake
+from gworker.router.lanes import MAX_BUNDLE, Lane, LaneListener, Room
+from gworker.router.membership import DirectAddress
+from gworker.wire import Busy, Cancel, Credit, Down, Item, Started, Submit, Up
+
+log = logging.getLogger("gworker.router")
+
+# How long a connection may take to come about.
+CONNECT_S = 5.0
+# A router that has nothing to say acknowledges after this long, so that the worker need not keep what it sent.
+ACKNOWLEDGE_S = 0.05
+# What is not worth a word of its own is said once in a process.
+_said: set[str] = set()
+
+
+class _Wire(Connection):
+    """The connection of a lane; after the handshake bundles go to the lane."""
+
+    def __init__(self, lane: DirectLane, secret: bytes, mine: Hello) -> None:
+        super().__init__()
+        self.welcome = asyncio.get_running_loop().create_future()
+        self._lane = lane
+        self._handshaking = RouterHandshake(secret)
+        self._mine = mine
+        self._received = b""
+        self._greeted = False
+
+    def on_handshake(self, data: bytes) -> None:
+        self._received += data
+        if not self._greeted and len(self._received) >= GREETING_BYTES:
+            greeting, self._received = self._received[:GREETING_BYTES], self._received[GREETING_BYTES:]
+            self.write_raw(self._handshaking.hello(greeting, self._mine))
+            self._greeted = True
+        if self._greeted and len(self._received) >= WELCOME_BYTES:
+            welcome = self._handshaking.welcomed(self._received[:WELCOME_BYTES])
+            if not welcome.known:
+                raise ProtocolError("the worker had given this caller up")
+            if not self.welcome.done():
+                self.welcome.set_result(welcome)
+            self._lane.on_open(self, welcome.last)
+            self.open_frames(self._received[WELCOME_BYTES:])
+
+    def on_bundle(self, bundle: Down) -> None:
+        self._lane.on_bundle(bundle)
+
+    def on_writable(self) -> None:
+        self._lane.schedule()
+
+    def on_lost(self, error: BaseException | None) -> None:
+        if not self.welcome.done():
+            self.welcome.set_exception(error or ConnectionError("the worker closed the connection"))
+        self._lane.on_lost(self)
+
+
+class DirectLane:
+    """The lane over a connection of its own.
+
+    `same_node` says whether the Unix socket can be reached; `ask_tcp` gives the worker's TCP address. `fall_back` makes
+    the ray lane where there is no other way.
+    """
+
+    vouches_for_starts = False
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        address: DirectAddress,
+        session: str,
+        capacity: int,
+        listener: LaneListener,
+        *,
+        same_node: bool,
+        ask_tcp: Callable[[], Awaitable[tuple[str, int] | None]],
+        fall_back: Callable[[], Lane],
+    ) -> None:
+        self._loop = loop
+        self._address = address
+        self._session = session
+        self._listener = listener
+        self._same_node = same_node
+        self._ask_tcp = ask_tcp
+        self._fall_back = fall_back
+        self._other: Lane | None = None
+        self._wire: _Wire | None = None
+        self._closed = False
+        self._scheduled = False
+        self._opened = False
+        self._room = Room(capacity)
+        self._inputs: set[int] = set()
+        self._outgoing: deque[Any] = deque()
+        self._unacknowledged: deque[Up] = deque()
+        self._sequence = 0
+        self._received = -1
+        self._told_received = -1
+        self._wanted = 0
+        self._told_wanted = 0
+        self._acknowledging: asyncio.TimerHandle | None = None
+        self._connecting: asyncio.Task[None] | None = loop.create_task(self._connect())
+
+    # --- the router's side ------------------------------------------------------------------------------------------
+
+    def send(self, message: Submit | Cancel | Credit) -> None:
+        if self._other is not None:
+            self._other.send(message)
+            return
+        if isinstance(message, Submit):
+            self._inputs.add(message.call_id)
+            self._room.queue()
+        elif isinstance(message, Cancel):
+            self._inputs.discard(message.call_id)
+        self._outgoing.append(message)
+        self.schedule()
+
+    def available(self) -> int:
+        if self._other is not None:
+            return self._other.available()
+        if not self._opened:
+            return 0
+        return self._room.left(idle=not self._inputs and not self._outgoing)
+
+    def want(self, count: int) -> None:
+        if self._other is not None:
+            self._other.want(count)
+            return
+        self._wanted = count
+        if count and not self._told_wanted:
+            self.schedule()
+
+    def close(self) -> None:
+        self._closed = True
+        self._outgoing.clear()
+        for timer in (self._acknowledging, self._connecting):
+            if timer is not None:
+                timer.cancel()
+        if self._wire is not None and self._wire.transport is not None:
+            self._wire.transport.close()
+        if self._other is not None:
+            self._other.close()
+
+    # --- sending ----------------------------------------------------------------------------------------------------
+
+    def schedule(self) -> None:
+        """Send what there is at the end of this turn of the loop."""
+        if not self._scheduled and not self._closed:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        wire = self._wire
+        if wire is None or self._closed:
+            return
+        while wire.writable and self._outgoing:
+            self._send_bundle(wire)
+        if self._wanted and not self._told_wanted:
+            self._send_bundle(wire)
+
+    def _send_bundle(self, wire: _Wire) -> None:
+        messages = tuple(self._outgoing.popleft() for _ in range(min(len(self._outgoing), MAX_BUNDLE)))
+        self._room.sent(self._sequence, sum(isinstance(m, Submit) for m in messages))
+        bundle = Up(
+            session=self._session,
+            sequence=self._sequence,
+            acknowledged=self._received,
+            waiting=self._wanted,
+            stages=self.vouches_for_starts,
+            messages=messages,
+        )
+        self._sequence += 1
+        self._told_wanted = self._wanted
+        self._told_received = self._received
+        self._unacknowledged.append(bundle)
+        wire.write(bundle)
+
+    def _acknowledge(self) -> None:
+        self._acknowledging = None
+        if self._wire is not None and not self._closed and self._told_received < self._received:
+            self._send_bundle(self._wire)
+
+    # --- receiving --------------------------------------------------------------------------------------------------
+
+    def on_bundle(self, bundle: Down) -> None:
+        """The next bundle of the worker."""
+        if self._closed or bundle.sequence <= self._received:
+            return
+        self._received = bundle.sequence
+        self._room.heard(bundle)
+        while self._unacknowledged and self._unacknowledged[0].sequence <= bundle.acknowledged:
+            self._unacknowledged.popleft()
+        for message in bundle.messages:
+            if not isinstance(message, (Started, Item)):
+                self._inputs.discard(message.call_id)
+            if isinstance(message, Busy):
+                self._room.refused()
+            self._listener.on_message(message)
+        if bundle.room > 0:
+            self._told_wanted = 0
+        self._listener.on_progress()
+        if self._closed:
+            return
+        if bundle.draining and self._wire is not None:
+            self._send_bundle(self._wire)  # a worker that drains waits to hear that its last words have arrived
+        elif self._acknowledging is None:
+            self._acknowledging = self._loop.call_later(ACKNOWLEDGE_S, self._acknowledge)
+        if self._wanted and not self._told_wanted:
+            self.schedule()
+
+    # --- the connection ---------------------------------------------------------------------------------------------
+
+    def on_open(self, wire: _Wire, last: int) -> None:
+        """The worker knows us, and has our bundles up to `last`; it gets the others again."""
+        if self._closed:
+            wire.abort()
+            return
+        self._wire = wire
+        self._opened = True
+        while self._unacknowledged and self._unacknowledged[0].sequence <= last:
+            self._unacknowledged.popleft()
+        for bundle in self._unacknowledged:
+            wire.write(bundle)
+        self.schedule()
+
+    def on_lost(self, wire: _Wire) -> None:
+        """The connection has ended: the worker is dead, or it is to be made again."""
+        if wire is self._wire and not self._closed:
+            self._wire = None
+            self._connecting = self._loop.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        error: BaseException = ConnectionError("it cannot be reached")
+        for way in (self._by_unix_socket, self._by_tcp):
+            try:
+                if await asyncio.wait_for(way(), CONNECT_S):
+                    if not self._closed:
+                        self._listener.on_progress()
+                    return
+            except (OSError, asyncio.TimeoutError) as failed:
+                error = failed
+                log.debug("a direct connection to a worker failed: %s", failed)
+            except Exception as failed:  # Ray's, of a worker that is dead
+                error = failed
+        if self._closed:
+            return
+        if self._opened:
+            self._break(ConnectionError(f"its process is gone: the direct connection broke and is refused ({error})"))
+            return
+        self._give_up(error)
+
+    def _hello(self) -> Hello:
+        return Hello(self._session, self._received, is_new=not self._opened)
+
+    async def _by_unix_socket(self) -> bool:
+        if not self._same_node:
+            return False
+        wire = _Wire(self, self._address.secret, self._hello())
+        await self._loop.create_unix_connection(lambda: wire, self._address.path)
+        await wire.welcome
+        return True
+
+    async def _by_tcp(self) -> bool:
+        if self._same_node and self._opened:
+            return False  # its socket refuses us: it is dead
+        found = await self._ask_tcp()
+        if found is None:
+            return False
+        wire = _Wire(self, self._address.secret, self._hello())
+        await self._loop.create_connection(lambda: wire, *found)
+        await wire.welcome
+        return True
+
+    def _give_up(self, error: BaseException) -> None:
+        """No direct connection can be had: everything goes by actor calls from now on."""
+        if "fallback" not in _said:
+            _said.add("fallback")
+            log.warning("calls go by Ray actor calls, which are slower: no direct connection to a worker: %s", error)
+        self._other = self._fall_back()
+        for message in self._outgoing:
+            self._other.send(message)
+        self._outgoing.clear()
+        self._other.want(self._wanted)
+        self._listener.on_progress()
+
+    def _break(self, error: BaseException) -> None:
+        if not self._closed:
+            self.close()
+            self._listener.on_broken(error)

@@ -1,0 +1,115 @@
+"""What waits in a worker, and which of it starts next. Pure: it is told the time, and when invocations begin and end.
+
+Without `@gw.concurrent` something may start when nothing runs. With it, plain inputs start as they come, and a batched
+method needs one of its permits; two that share the main thread need that, too. Of what may start, that goes first whose
+first input has waited longest.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from gworker.functions import MethodSpec
+from gworker.spec import ClassSpec
+from gworker.worker.batcher import BatchQueue
+
+if TYPE_CHECKING:
+    from gworker.worker.engine import Input
+
+
+class Agenda:
+    """The inputs of one worker that have not started."""
+
+    def __init__(self, spec: ClassSpec) -> None:
+        self._spec = spec
+        self._plain: deque[Input] = deque()
+        self._queues: dict[tuple[str, Any], BatchQueue[Input]] = {}
+        self._running = 0
+        self._running_batches: dict[str, int] = {}
+        self._main_taken = False
+
+    def add(self, given: Input, now: float) -> None:
+        """An input waits from now on. Its weight is known."""
+        if given.method.batch is None:
+            self._plain.append(given)
+            return
+        key = _key(given)
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = BatchQueue(given.method.batch)
+        queue.add(given, now, weight=given.weight, cap=given.call.batch_cap)
+
+    def remove(self, given: Input) -> None:
+        """An input that has been answered waits no more."""
+        queue = self._queues.get(_key(given))
+        if queue is not None:
+            queue.remove(given)
+            self._tidy(_key(given))
+        # A plain one is passed over when its turn comes.
+
+    def take(self, now: float) -> list[Input]:
+        """The inputs of the invocation that starts next, taken out; none where nothing may start now."""
+        while self._plain and self._plain[0].answered:
+            self._plain.popleft()
+        best: tuple[str, Any] | None = None
+        best_arrival = float("inf")
+        if self._plain and self._may_start(self._plain[0].method):
+            best_arrival = self._plain[0].arrived
+        for key, queue in self._queues.items():
+            if queue.oldest < best_arrival and queue.ready_at() <= now and self._may_start(self._spec.methods[key[0]]):
+                best, best_arrival = key, queue.oldest
+        if best is not None:
+            batch = self._queues[best].close()
+            self._tidy(best)
+            return batch
+        return [self._plain.popleft()] if best_arrival < float("inf") else []
+
+    def next_start(self) -> float | None:
+        """When the first window that is open, and whose batch could run, closes."""
+        return min(
+            (q.ready_at() for (name, _), q in self._queues.items() if self._may_start(self._spec.methods[name])),
+            default=None,
+        )
+
+    def begin(self, method: MethodSpec) -> bool:
+        """An invocation begins; True if it is for the main thread."""
+        on_main = self._needs_main(method)
+        self._running += 1
+        self._main_taken = self._main_taken or on_main
+        if method.batch is not None:
+            self._running_batches[method.name] = self._running_batches.get(method.name, 0) + 1
+        return on_main
+
+    def end(self, method: MethodSpec) -> None:
+        """An invocation has ended."""
+        self._running -= 1
+        if self._needs_main(method):
+            self._main_taken = False
+        if method.batch is not None:
+            self._running_batches[method.name] -= 1
+
+    def _may_start(self, method: MethodSpec) -> bool:
+        if not self._spec.concurrent:
+            return not self._running
+        if self._needs_main(method) and self._main_taken:
+            return False
+        if method.batch is not None:
+            return self._running_batches.get(method.name, 0) < method.batch.max_concurrent_batches
+        return True
+
+    def _needs_main(self, method: MethodSpec) -> bool:
+        """Sync code of which only one invocation can run at a time keeps to the thread of the sync hooks."""
+        if method.is_async:
+            return False
+        if not self._spec.concurrent or self._spec.max_inputs == 1:
+            return True
+        return method.batch is not None and method.batch.max_concurrent_batches == 1
+
+    def _tidy(self, key: tuple[str, Any]) -> None:
+        if not self._queues[key]:
+            del self._queues[key]
+
+
+def _key(given: Input) -> tuple[str, Any]:
+    return given.method.name, given.call.parameters_key
