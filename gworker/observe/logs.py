@@ -63,7 +63,7 @@ class LogFile:
 
     def write(self, stream: Stream, call: str, text: str) -> None:
         """Add a line."""
-        line = [round(time.time(), 3), self._worker, call, stream, text]
+        line = [round(time.time(), 6), self._worker, call, stream, text]
         data = json.dumps(line, ensure_ascii=False).encode(errors="replace") + b"\n"
         try:
             with self._lock:
