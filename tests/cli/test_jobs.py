@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -58,12 +60,17 @@ JOB = """
             return seconds
 
     if __name__ == "__main__":
+        def go_on(seconds):
+            while True:
+                Worker().work.spawn(seconds).get()
+
         if sys.argv[1] == "deploy":
             app.deploy()
+        elif sys.argv[1] == "by-itself":
+            go_on(4.0)
         else:
             with app.run():
-                while True:
-                    Worker().work.spawn(float(sys.argv[1])).get()
+                go_on(float(sys.argv[1]))
 """
 
 
@@ -132,6 +139,24 @@ class Head:
             assert time.monotonic() < end, done.stdout + done.stderr + (self.folder / "head.log").read_text()
             time.sleep(0.5)
 
+    def command(self, argument: str) -> list[str]:
+        """The entry point of the job."""
+        return [sys.executable, str(self.folder / "job.py"), argument]
+
+    def submit(self, argument: str, **options: Any) -> str:
+        """Submit the job, as `ray job submit` does; its id."""
+        submitted = self.api("POST", "", {"entrypoint": shlex.join(self.command(argument)), **options})
+        return str(submitted["submission_id"])
+
+    def api(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What `ray job` asks, without its start-up time."""
+        headers = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        url = f"{self.environment['RAY_API_SERVER_ADDRESS']}/api/jobs/{path}"
+        answer = httpx.request(method, url, json=body, headers=headers, timeout=60)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
     def notes(self, first: str) -> list[str]:
         """What the job's processes have written down with this first word."""
         path = self.folder / "notes"
@@ -185,34 +210,33 @@ def submit(head: Head, eventually: Any) -> Callable[..., str]:
 
 
 def test_a_stopped_job_drains_within_its_grace_and_leaves_no_process(
-    head: Head, submit: Callable[..., str], eventually: Any, gone: Callable[..., bool]
+    head: Head, eventually: Any, gone: Callable[..., bool]
 ) -> None:
-    job = submit("drains", "0.5")
+    job = "drains"
+    head.job("submit", "--submission-id", job, "--no-wait", "--", *head.command("0.5"))
     eventually(lambda: len(head.notes("done")) >= 2, 60)
     head.job("stop", job)
     workers = head.notes("enter")
     assert sorted(head.notes("exit")) == sorted(workers) and len(workers) == 2
     assert len(head.notes("done")) == len(head.notes("start"))  # what ran was finished
     eventually(lambda: gone(*map(int, workers)))
-    assert "was stopped" in head.job("status", job)
+    assert head.api("GET", job)["status"] == "STOPPED"
 
 
-def test_the_grace_can_be_lengthened(
-    head: Head, submit: Callable[..., str], eventually: Any, gone: Callable[..., bool]
-) -> None:
-    job = submit("patient", "4", "--runtime-env-json", '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "15"}}')
+def test_the_grace_can_be_lengthened(head: Head, eventually: Any, gone: Callable[..., bool]) -> None:
+    environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "15"}}
+    job = head.submit("by-itself", runtime_env=environment)
     eventually(lambda: head.notes("start"), 60)
-    head.job("stop", job)
+    head.api("POST", f"{job}/stop")
+    eventually(lambda: head.api("GET", job)["status"] == "STOPPED")
     assert head.notes("done") == head.notes("start")  # twice what a job is left without asking
     assert len(head.notes("exit")) == 2
     eventually(lambda: gone(*map(int, head.notes("enter"))))
 
 
-def test_an_app_that_a_job_deploys_outlives_it(
-    head: Head, submit: Callable[..., str], eventually: Any, gone: Callable[..., bool]
-) -> None:
-    job = submit("deploys", "deploy")
-    eventually(lambda: "succeeded" in head.job("status", job), 60, every_s=1.0)
+def test_an_app_that_a_job_deploys_outlives_it(head: Head, eventually: Any, gone: Callable[..., bool]) -> None:
+    job = head.submit("deploy")
+    eventually(lambda: head.api("GET", job)["status"] == "SUCCEEDED", 60)
 
     def gworker(*args: str) -> str:
         done = subprocess.run(

@@ -144,3 +144,21 @@ def test_it_does_not_flap_on_a_noisy_demand() -> None:
     assert max(sizes) <= 10
     for n in range(8, 2400):
         assert sizes[n] >= math.ceil(min(lasting[n - 5 : n + 1]) / 10)
+
+
+def policy(**changes: Any) -> ScalePolicy:
+    return ScalePolicy(**{"buffer_workers": 0, "target_inputs": 1, "window_s": 60.0, **changes})
+
+
+def test_other_bounds_hold_at_once() -> None:
+    scaler = Autoscaler(policy(min_workers=0, max_workers=4))
+    assert scaler.tick(8, 0.0) == 4
+    scaler.rescale(policy(min_workers=0, max_workers=2))
+    assert scaler.desired == 2, "no window is waited for"
+    scaler.rescale(policy(min_workers=3, max_workers=8))
+    assert scaler.tick(0, 1.0) == 3
+    scaler.rescale(policy(min_workers=0, max_workers=8, window_s=0.0))
+    assert scaler.tick(0, 2.0) == 0
+    idle = Autoscaler(policy(min_workers=0, max_workers=4, floor_when_idle=False))
+    idle.rescale(policy(min_workers=2, max_workers=4, floor_when_idle=False))
+    assert idle.desired == 0, "one of many sets of parameter values has its floor only while it is used"
