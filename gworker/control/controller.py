@@ -28,6 +28,7 @@ from gworker.control.placement import (
     how_often,
     node_totals,
     requirement,
+    unheld_resources,
     what_no_node_has,
 )
 from gworker.control.pool import Pool, Start
@@ -544,10 +545,13 @@ class Controller:
             self._progress = progress
             self._progressed.set()
 
-    def _fits(self, pool: Pool) -> bool:
-        """Whether there is room for a worker of a pool, one that waits for its place included."""
-        held = [(needs, placed) for owner, needs, placed in self._held() if placed or owner is not pool]
-        return how_often(requirement(pool.definition.options), free_resources(held)) > 0
+    def _fits(self, pool: Pool) -> bool | None:
+        """See `rollout.Fits`."""
+        needs = requirement(pool.definition.options)
+        held = [(taken, placed) for owner, taken, placed in self._held() if placed or owner is not pool]
+        if how_often(needs, free_resources(held)):
+            return True
+        return None if how_often(needs, unheld_resources(held)) else False
 
     # --- recovery ---------------------------------------------------------------------------------------------------
 

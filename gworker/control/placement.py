@@ -137,10 +137,18 @@ def free_resources(held: Iterable[tuple[Mapping[str, float], bool]]) -> dict[str
     Ray's account of what is available lags behind, for seconds on a busy machine: a worker that was placed just now
     may be missing from it. What is left of the whole once all our workers have theirs is never too much.
     """
+    known = list(held)
+    left = unheld_resources(known)
     available: dict[str, float] = dict(ray.available_resources())  # type: ignore[no-untyped-call]
-    left: dict[str, float] = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
-    for needs, placed in held:
-        subtract(left, needs)
+    for needs, placed in known:
         if not placed:
             subtract(available, needs)
     return {name: min(amount, left.get(name, 0.0)) for name, amount in available.items()}
+
+
+def unheld_resources(held: Iterable[tuple[Mapping[str, float], bool]]) -> dict[str, float]:
+    """What the cluster has beside what our workers hold, or will: free, or held by others."""
+    left: dict[str, float] = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+    for needs, _ in held:
+        subtract(left, needs)
+    return left

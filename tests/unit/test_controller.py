@@ -522,3 +522,4 @@ async def test_a_controller_that_dies_while_versions_swap_knows_how_large_the_ol
     assert (await successor.progress(2)).phase is Phase.FAILED
     await world.pass_time(4)
     assert len(world.pids("Echo#1")) == 3, "as large as it was"
+    assert {"Echo-1", "Echo-2"} < set(world.pids("Echo#1")), "a worker that was starting was not taken for none"
