@@ -103,6 +103,7 @@ class Pool:
         self._rng = rng
         self._now = now
         self._demands: dict[str, tuple[Demand, float]] = {}
+        self._blamed: dict[str, frozenset[str]] = {}
         self._used_at = now
         self._panicking = False
         self._going_because = "replaced by a new definition"
@@ -113,15 +114,21 @@ class Pool:
 
     def report(self, router: str, demand: Demand, now: float) -> None:
         """A router says what it needs, which workers have its inputs, and which gave it system errors in a row."""
-        for worker_id, in_a_row in demand.errors:
-            worker = self.workers.get(worker_id)
-            if worker is not None and worker.serving and worker.health.count_errors(router, in_a_row, now):
-                self._on_event(worker_id, "ejected", worker.health.why(now))
+        self._count_errors(router, dict(demand.errors), now)
         if demand.idle:
             self._demands.pop(router, None)
         else:
             self._demands[router] = (demand, now)
             self._used_at = now
+
+    def _count_errors(self, router: str, rows: dict[str, int], now: float) -> None:
+        over = self._blamed.pop(router, frozenset()) - rows.keys()  # something has succeeded there since
+        if rows:
+            self._blamed[router] = frozenset(rows)
+        for worker_id, in_a_row in [*rows.items(), *((worker_id, 0) for worker_id in over)]:
+            worker = self.workers.get(worker_id)
+            if worker is not None and worker.serving and worker.health.count_errors(router, in_a_row, now):
+                self._on_event(worker_id, "ejected", worker.health.why(now))
 
     def add(self, slot: int, worker_id: str, number: int, now: float) -> Worker:
         """The worker that `Start(slot)` asked for."""
@@ -229,6 +236,7 @@ class Pool:
         self._grow(desired, now)
         if desired == 0 and not self.slots:
             self.hope.begin_anew()
+            self.unschedulable = ""
         starts = self._starts(now)
         self.refresh(now)
         return [*stops, *starts]
@@ -266,7 +274,8 @@ class Pool:
         if not condemned:
             return []
         period_s = max(p.period_s for p in self.definition.options.probes if p.kind == "liveness")
-        count = self.kills.allowance(len(self.slots), period_s, now)
+        widespread = 2 * len(condemned) > len(self._serving())
+        count = self.kills.allowance(len(self.slots), period_s, now, widespread=widespread)
         stops = []
         for worker in condemned[:count]:
             self.kills.kill(worker.id, worker.slot)

@@ -59,16 +59,21 @@ class KillBudget:
     def __init__(self) -> None:
         self._open: dict[str, int] = {}
         self._failed_at: dict[str, float] = {}
+        self._correlated = False
 
     def failed(self, worker_id: str, now: float) -> None:
         """A liveness probe of this worker has failed for good."""
         self._failed_at[worker_id] = now
 
-    def allowance(self, pool_size: int, period_s: float, now: float) -> int:
-        """How many more may be killed now, of a pool of so many workers, probed every `period_s`."""
+    def allowance(self, pool_size: int, period_s: float, now: float, *, widespread: bool = False) -> int:
+        """How many more may be killed now, of a pool of so many workers, probed every `period_s`.
+
+        `widespread`: more than half of those that serve are condemned. Once more than half have failed within a
+        period, that has one cause for as long as it is.
+        """
         self._failed_at = {w: at for w, at in self._failed_at.items() if now - at <= period_s}
-        correlated = 2 * len(self._failed_at) > pool_size
-        allowed = 1 if correlated else max(1, pool_size // 10)
+        self._correlated = 2 * len(self._failed_at) > pool_size or (self._correlated and widespread)
+        allowed = 1 if self._correlated else max(1, pool_size // 10)
         return max(0, allowed - len(self._open))
 
     def kill(self, worker_id: str, slot: int) -> None:
