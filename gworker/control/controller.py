@@ -23,6 +23,7 @@ from gworker.control.board import WATCH_S, Board
 from gworker.control.checkpoint import Checkpoint, Journal, RolloutRecord, UpdateRecord
 from gworker.control.keeper import House, Keeper
 from gworker.control.placement import (
+    Nodes,
     affordable,
     free_resources,
     how_often,
@@ -89,6 +90,7 @@ class Controller:
         self._update: Update | None = None
         self._progress = Progress(0, Phase.READY)
         self._progressed = asyncio.Event()
+        self._nodes = Nodes()
         self._board = Board(os.urandom(4).hex())
         self._wake = asyncio.Event()
         self._events = EventLog()
@@ -352,6 +354,7 @@ class Controller:
             cluster_may_grow=self._boot.cluster_may_grow,
             orphaned_s=self._boot.orphaned_s if self._boot.deployed else None,
             actor_extra=self._actor_extra,
+            nodes=self._nodes,
             changed=self._changed,
             seen=self._seen_by_all,
             spawn=self._background,

@@ -10,6 +10,9 @@ import ray
 from gworker import clock
 from gworker.options import Options
 
+# How long what is known of the cluster's nodes is good for.
+NODES_S = 0.3
+
 
 def actor_options(options: Options) -> dict[str, Any]:
     """The options of the worker's Ray actor. `num_cpus` is always explicit: Ray's default would hold one for life."""
@@ -117,18 +120,23 @@ def affordable(
     return min(count, max(how_often(needs, left), owed))
 
 
-# However many workers wait, the nodes are asked for this often.
-_NODES_S = 0.25
-_nodes: tuple[float, list[dict[str, float]]] = (float("-inf"), [])
-
-
 def node_totals() -> list[dict[str, float]]:
-    """The resources of each node that is alive, by Ray's names, as they were a moment ago."""
-    global _nodes
-    if clock.now() - _nodes[0] > _NODES_S:
-        alive = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        _nodes = (clock.now(), alive)
-    return _nodes[1]
+    """The resources of each node that is alive, by Ray's names."""
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+class Nodes:
+    """The cluster's nodes, for many who ask again and again: Ray is asked once in `NODES_S`."""
+
+    def __init__(self) -> None:
+        self._totals: list[dict[str, float]] = []
+        self._asked_at = float("-inf")
+
+    def totals(self) -> list[dict[str, float]]:
+        """The resources of each node that is alive, by Ray's names."""
+        if clock.now() - self._asked_at >= NODES_S:
+            self._totals, self._asked_at = node_totals(), clock.now()
+        return self._totals
 
 
 def free_resources(held: Iterable[tuple[Mapping[str, float], bool]]) -> dict[str, float]:
