@@ -8,10 +8,10 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-FAST := not cluster and not chaos and not guide and not slow and not typing
+FAST := not cluster and not chaos and not guide and not slow and not typing and not browser
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo quickstart test test-fast test-cluster lint format types imports bench docs clean
+.PHONY: help setup demo quickstart test test-fast test-cluster test-browser lint format types imports bench docs clean
 
 help:                ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -50,7 +50,10 @@ test-fast: $(STAMP)  ## the tests that need no Ray
 	$(BIN)/python -m pytest -m "$(FAST)"
 
 test-cluster: $(STAMP) ## the tests on a real local Ray, the guide, the typing tests and the slow ones
-	$(BIN)/python -m pytest -m "not ($(FAST))" --durations=10
+	$(BIN)/python -m pytest -m "not ($(FAST)) and not browser" --durations=10
+
+test-browser: $(STAMP) ## the status page in headless chromium, which has to be installed; not part of `make test`
+	$(BIN)/python -m pytest -m browser tests/http
 
 lint: $(STAMP)       ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -67,9 +70,12 @@ types: $(STAMP)      ## mypy strict and pyright
 imports: $(STAMP)    ## the floors of the architecture
 	$(BIN)/lint-imports --no-cache
 
-bench: $(STAMP)      ## calls and recovery beside a bare Ray actor
+bench: $(STAMP)      ## calls and recovery beside a bare Ray actor, and the policies of a pool
 	$(BIN)/python benchmarks/calls.py
 	$(BIN)/python benchmarks/recovery.py
+	$(BIN)/python benchmarks/updates.py
+	$(BIN)/python benchmarks/control.py
+	$(BIN)/python benchmarks/http_echo.py --no-serve
 
 docs: $(STAMP)       ## the documentation, in docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

@@ -126,23 +126,18 @@ def worst_case_detection_s(probe: Probe, *, frozen: bool = False) -> float:
 
 
 class ProbeState:
-    """What the verdicts of one probe on one worker amount to. Starts healthy: `on_enter` was the start-up gate.
-
-    `last` is the last verdict that counted.
-    """
+    """What the verdicts of one probe on one worker amount to. Starts healthy: `on_enter` was the start-up gate."""
 
     def __init__(self, probe: Probe) -> None:
         self.probe = probe
         self.healthy = True
         self.consecutive_failures = 0
-        self.last = Verdict.PASSED
         self._consecutive_successes = 0
 
     def record(self, verdict: Verdict) -> bool | None:
         """Count a verdict: False if it made the worker unhealthy, True if healthy again, None if nothing changed."""
         if verdict is Verdict.UNKNOWN:
             return None
-        self.last = verdict
         if verdict is Verdict.PASSED:
             self.consecutive_failures = 0
             self._consecutive_successes += 1

@@ -14,17 +14,28 @@ from typing import Any
 from ray.experimental import internal_kv
 
 from gworker.control.pool import PoolRecord
+from gworker.control.rollout import Progress
 from gworker.observe.events import Event
 from gworker.router import deployment
 from gworker.router.membership import DeployedClass, PoolDefinition, PoolKey
 
 
 @dataclass(frozen=True)
+class RolloutRecord:
+    """A rollout as it is written down; `size` is that of the old pool before it made room."""
+
+    old: PoolKey | None
+    new: PoolKey
+    swapping: bool
+    size: int
+
+
+@dataclass(frozen=True)
 class UpdateRecord:
-    """An update on its way: its classes, and for each route its old and its new pool, and whether they are swapping."""
+    """An update on its way: its classes, and the rollout of each route."""
 
     classes: Mapping[str, DeployedClass]
-    rollouts: Mapping[PoolKey, tuple[PoolKey | None, PoolKey, bool]]
+    rollouts: Mapping[PoolKey, RolloutRecord]
     removed: tuple[PoolKey, ...]
 
 
@@ -32,7 +43,7 @@ class UpdateRecord:
 class Checkpoint:
     """The state of a controller. `at` is when it was written, by the time of day: nothing else spans processes.
 
-    `routes` has the pools behind each key that routers know.
+    `routes` has the pools behind each key that routers know; `progress` is that of the latest update.
     """
 
     at: float
@@ -41,6 +52,7 @@ class Checkpoint:
     pools: Mapping[PoolKey, PoolRecord]
     routes: Mapping[PoolKey, list[PoolKey]]
     update: UpdateRecord | None
+    progress: Progress
     events: tuple[Event, ...]
 
 
@@ -62,6 +74,7 @@ class Journal:
         changed = (
             checkpoint.next_number,
             checkpoint.version,
+            checkpoint.progress,
             None if update is None else dict(update.rollouts),
             dict(checkpoint.routes),
             tuple(_lasting(record) for record in checkpoint.pools.values()),

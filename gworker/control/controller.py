@@ -12,7 +12,7 @@ import contextlib
 import contextvars
 import logging
 import os
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ import ray
 
 from gworker import clock
 from gworker.control.board import WATCH_S, Board
-from gworker.control.checkpoint import Checkpoint, Journal, UpdateRecord
+from gworker.control.checkpoint import Checkpoint, Journal, RolloutRecord, UpdateRecord
 from gworker.control.keeper import House, Keeper
 from gworker.control.placement import (
     affordable,
@@ -30,7 +30,7 @@ from gworker.control.placement import (
     requirement,
     what_no_node_has,
 )
-from gworker.control.pool import Pool, Start, Stop
+from gworker.control.pool import Pool, Start
 from gworker.control.rollout import Phase, Progress, Rollout, Update
 from gworker.control.workers import Worker, WorkerState
 from gworker.errors import NotFound, PoolUnavailable
@@ -45,8 +45,12 @@ log = logging.getLogger("gworker.controller")
 
 # The longest the loop sleeps, so that windows and expiries are seen in time.
 TICK_S = 0.25
+# The least between two ticks: reports of many routers are looked at together.
+TICK_APART_S = 0.02
 # How long the routers of a restarted controller wait at most for it to find the workers that serve.
 RESTORE_S = 5.0
+# How long the controller of a deployed app that was stopped outlives its workers.
+STOPPED_S = 5.0
 # How many of the latest events a status shows.
 STATUS_EVENTS = 50
 
@@ -76,6 +80,7 @@ class Controller:
         self._boot = boot
         self._pools: dict[PoolKey, Pool] = {}
         self._keepers: dict[str, Keeper] = {}
+        self._unborn: list[Keeper] = []
         self._deployed: dict[str, DeployedClass] = {}
         self._bounds: dict[tuple[str, str], dict[str, Any]] = {}
         self._next_number = 1
@@ -113,13 +118,14 @@ class Controller:
         await self.begin()
         if definition is not None:
             self._ensure(definition)
+        key = self._route_key(key)
         if self._stopping and self._board.route(key) is None:
-            raise PoolUnavailable(f"the app {self._boot.app_name!r} is being stopped")
+            raise PoolUnavailable(self._being_stopped)
         return await self._board.next_view(router, key, known)
 
     async def report(self, router: str, key: PoolKey, demand: Demand) -> None:
         """A router says what it needs of a pool."""
-        route = self._board.route(key)
+        route = self._board.route(self._route_key(key))
         if route is not None:
             for pool in route.pools:
                 pool.report(router, demand, clock.now())
@@ -165,22 +171,30 @@ class Controller:
         An update that is still on its way is rolled back first.
         """
         await self.begin()
+        if self._stopping:
+            raise PoolUnavailable(self._being_stopped)
         if self._update is not None:
             self._end_update(Phase.FAILED, "another version was deployed meanwhile")
         self._version += 1
         self._begin_update({name: replace(c, generation=self._version) for name, c in classes.items()})
+        self._write_down(clock.now())  # whoever deploys is to hear only of what a successor would go on with
         return self._version
 
     async def progress(self, version: int) -> Progress:
         """How the update to a version stands, once it is over or after a while."""
         await self.begin()
         end = clock.now() + WATCH_S
-        while self._progress.version <= version and self._update is not None and (left_s := end - clock.now()) > 0:
+        over = (Phase.READY, Phase.FAILED)
+        while (
+            self._progress.version == version and self._progress.phase not in over and (left_s := end - clock.now()) > 0
+        ):
             self._progressed.clear()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._progressed.wait(), left_s)
         if self._progress.version > version:
             return Progress(version, Phase.FAILED, "another version was deployed meanwhile")
+        if self._progress.version < version:
+            return Progress(version, Phase.FAILED, "the controller died before it could begin: deploy again")
         return self._progress
 
     async def deployed_class(self, name: str) -> DeployedClass:
@@ -237,9 +251,15 @@ class Controller:
 
         `grace_s` is the most that running inputs get, where that is less than `drain_timeout_s`.
         """
+        if self._journal is not None:
+            await self.begin()  # one that was restarted has workers to take over first
         self._stopping = True
+        if self._update is not None:
+            self._progress = Progress(self._update.version, Phase.FAILED, self._being_stopped)
+            self._update = None
+            self._progressed.set()
         for pool in self._pools.values():
-            pool.closing = f"the app {self._boot.app_name!r} is being stopped"
+            pool.closing = self._being_stopped
             self._changed(pool)
         keepers = list(self._keepers.values())
         for keeper in keepers:
@@ -248,9 +268,20 @@ class Controller:
                 keeper.kill()
             elif not keeper.worker.draining:
                 self._background(keeper.drain("the app is stopped", grace_s))
+        self._begin_to_keep()
         await asyncio.gather(*(keeper.gone.wait() for keeper in keepers))
         if self._journal is not None:
             self._journal.erase()
+            self._background(self._end_itself())
+
+    @property
+    def _being_stopped(self) -> str:
+        return f"the app {self._boot.app_name!r} is being stopped"
+
+    async def _end_itself(self) -> None:
+        """Whoever stopped the app ends its controller, too, but may have died meanwhile."""
+        await asyncio.sleep(STOPPED_S)
+        ray.kill(deployment.this_actor())
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
@@ -275,27 +306,42 @@ class Controller:
                 self._tick(clock.now())
             except Exception:
                 log.exception("a tick of the controller of %s failed; the next one follows", self._boot.app_name)
+            await asyncio.sleep(TICK_APART_S)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), TICK_S)
 
     def _tick(self, now: float) -> None:
-        plans = [(pool, pool.plan(now)) for pool in list(self._pools.values())]
-        begin: list[Keeper] = []
-        for pool, actions in plans:
-            starts = [action for action in actions if isinstance(action, Start)]
+        wanted = [(pool, self._plan(pool, now)) for pool in list(self._pools.values())]
+        for pool, starts in wanted:
             for start in starts[: self._affordable(pool, len(starts))]:
                 worker_id = f"{pool.definition.key.class_name}-{self._next_number}"
-                begin.append(self._keep(pool, pool.add(start.slot, worker_id, self._next_number, now)))
+                self._unborn.append(self._keep(pool, pool.add(start.slot, worker_id, self._next_number, now)))
                 self._next_number += 1
-            for stop in actions:
-                if isinstance(stop, Stop):
-                    self._background(self._keepers[stop.worker_id].drain(stop.reason))
-            self._publish(pool)
-            if pool.forgettable or (pool.retired and not pool.slots and not pool.workers):
+            # An update holds pools, also those without workers, and has yet to say which of them go.
+            if self._update is None and (pool.forgettable or (pool.retired and not pool.slots and not pool.workers)):
                 self._forget(pool)
         self._step_update(now)
         self._write_down(now)
-        for keeper in begin:
+        self._begin_to_keep()
+
+    def _plan(self, pool: Pool, now: float) -> list[Start]:
+        """Let the workers go that a pool lets go; returns what it wants to start. It asks nothing of Ray."""
+        starts: list[Start] = []
+        try:
+            for action in pool.plan(now):
+                if isinstance(action, Start):
+                    starts.append(action)
+                else:
+                    self._background(self._keepers[action.worker_id].drain(action.reason))
+            self._publish(pool)
+        except Exception:
+            log.exception("%s: planning %s failed; it is tried again", self._boot.app_name, pool.definition.key)
+        return starts
+
+    def _begin_to_keep(self) -> None:
+        """Create the workers that have been decided on, once that has been written down."""
+        unborn, self._unborn = self._unborn, []
+        for keeper in unborn:
             self._background(keeper.live())
 
     def _keep(self, pool: Pool, worker: Worker) -> Keeper:
@@ -342,13 +388,17 @@ class Controller:
 
     def _ensure(self, definition: PoolDefinition) -> None:
         """Have the pool that a router asks for; nothing happens if it is there."""
-        key = definition.key
+        key = self._route_key(definition.key)
         if self._board.route(key) is not None or self._stopping:
             return
-        deployed = self._deployed.get(key.class_name) if self._boot.deployed else None
-        if deployed is not None:
-            definition = deployed.in_place_of(definition)
-        self._board.show(key, self._have_pool(self._within_bounds(definition)))
+        serving, update = self._deployed.get(key.class_name), self._update
+        coming = None if update is None else update.classes.get(key.class_name)
+        version = serving or coming  # where nothing serves yet, calls wait for what comes
+        definition = definition if version is None else version.in_place_of(definition)
+        pool = self._have_pool(self._within_bounds(definition))
+        self._board.show(key, pool)
+        if update is not None and serving is not None:
+            self._include(update, key, pool)
         self._wake.set()
 
     def _have_pool(self, definition: PoolDefinition) -> Pool:
@@ -413,15 +463,17 @@ class Controller:
         return affordable(
             count,
             requirement(options),
-            free_resources(self._held()),
+            free_resources((needs, placed) for _, needs, placed in self._held()),
             others=[requirement(o) for name, o in self._declared.items() if name != mine and name not in served],
             owed=max(1, options.min_workers) - sum(not w.draining for w in pool.workers.values()),
             cluster_may_grow=self._boot.cluster_may_grow,
         )
 
-    def _held(self) -> list[tuple[Mapping[str, float], bool]]:
-        """What each worker needs, and whether it has a place."""
-        return [(requirement(p.definition.options), w.placed) for p in self._pools.values() for w in p.workers.values()]
+    def _held(self) -> Iterator[tuple[Pool, Mapping[str, float], bool]]:
+        """What each worker needs, by pool, and whether it has a place."""
+        for pool in self._pools.values():
+            needs = requirement(pool.definition.options)
+            yield from ((pool, needs, worker.placed) for worker in pool.workers.values())
 
     # --- updates --------------------------------------------------------------------------------------------------
 
@@ -430,12 +482,7 @@ class Controller:
         update = self._update = Update(self._version, classes)
         self._progress = Progress(self._version, Phase.SURGING)
         for key, route in self._board.routes():
-            old = route.pools[0]
-            deployed = classes.get(key.class_name)
-            if deployed is None:
-                update.removed.append(old)
-            else:
-                update.rollouts[key] = Rollout(old, self._have_pool(deployed.in_place_of(old.definition)))
+            self._include(update, key, route.pools[0])
         for deployed in classes.values():
             definition = deployed.default_pool
             if definition is not None and definition.key not in update.rollouts:
@@ -444,6 +491,14 @@ class Controller:
         self._declared = {name: deployed.options for name, deployed in classes.items()}
         self._note("", "", "updating", f"to version {self._version} of {', '.join(sorted(classes)) or 'no classes'}")
         self._wake.set()
+
+    def _include(self, update: Update, key: PoolKey, old: Pool) -> None:
+        """Have an update replace the pool behind a key, or let it go."""
+        deployed = update.classes.get(key.class_name)
+        if deployed is None:
+            update.removed.append(old)
+        else:
+            update.rollouts[key] = Rollout(old, self._have_pool(deployed.in_place_of(old.definition)))
 
     def _step_update(self, now: float) -> None:
         update = self._update
@@ -478,12 +533,21 @@ class Controller:
             self._journal.write_value("bounds", self._bounds)
             self._journal.write_value("classes", self._deployed)
             self._note("", "", "updated" if phase is Phase.READY else "deployed", f"version {update.version} {reason}")
-        self._progress = Progress(update.version, phase, reason)
-        self._progressed.set()
+        self._background(self._announce(Progress(update.version, phase, reason), list(update.rollouts)))
         self._wake.set()
 
+    async def _announce(self, progress: Progress, keys: list[PoolKey]) -> None:
+        """Say that an update is over, once the routers act on it: whoever deployed calls what was deployed."""
+        routes = [route for key in keys if (route := self._board.route(key)) is not None]
+        await asyncio.gather(*(route.seen_by_all() for route in routes))
+        if progress.version >= self._progress.version:
+            self._progress = progress
+            self._progressed.set()
+
     def _fits(self, pool: Pool) -> bool:
-        return how_often(requirement(pool.definition.options), free_resources(self._held())) > 0
+        """Whether there is room for a worker of a pool, one that waits for its place included."""
+        held = [(needs, placed) for owner, needs, placed in self._held() if placed or owner is not pool]
+        return how_often(requirement(pool.definition.options), free_resources(held)) > 0
 
     # --- recovery ---------------------------------------------------------------------------------------------------
 
@@ -497,6 +561,7 @@ class Controller:
                     routes={key: [p.definition.key for p in route.pools] for key, route in self._board.routes()},
                     version=self._version,
                     update=self._update_record(),
+                    progress=self._progress,
                     events=self._events.after(self._events.last - STATUS_EVENTS),
                 )
             )
@@ -506,7 +571,12 @@ class Controller:
         if update is None:
             return None
         rollouts = {
-            key: (None if r.old is None else r.old.definition.key, r.new.definition.key, r.phase is Phase.SWAPPING)
+            key: RolloutRecord(
+                old=None if r.old is None else r.old.definition.key,
+                new=r.new.definition.key,
+                swapping=r.phase is Phase.SWAPPING,
+                size=r.size,
+            )
             for key, r in update.rollouts.items()
         }
         return UpdateRecord(update.classes, rollouts, tuple(pool.definition.key for pool in update.removed))
@@ -515,9 +585,11 @@ class Controller:
         """Go on with an update that another controller had begun."""
         update = self._update = Update(self._version, record.classes)
         self._progress = Progress(self._version, Phase.SURGING)
-        for key, (old, new, swapping) in record.rollouts.items():
-            rollout = update.rollouts[key] = Rollout(None if old is None else self._pools[old], self._pools[new])
-            rollout.phase = Phase.SWAPPING if swapping else Phase.SURGING
+        for key, written in record.rollouts.items():
+            old = None if written.old is None else self._pools[written.old]
+            rollout = update.rollouts[key] = Rollout(old, self._pools[written.new])
+            rollout.phase = Phase.SWAPPING if written.swapping else Phase.SURGING
+            rollout.size = written.size
         update.removed = [self._pools[key] for key in record.removed]
         self._declared = {name: deployed.options for name, deployed in record.classes.items()}
 
@@ -532,7 +604,7 @@ class Controller:
             return
         now, elapsed_s = clock.now(), max(0.0, clock.time_of_day() - checkpoint.at)
         self._next_number, self._version = checkpoint.next_number, checkpoint.version
-        self._progress = Progress(self._version, Phase.READY)
+        self._progress = checkpoint.progress
         self._events.restore(checkpoint.events)
         adopted: list[Keeper] = []
         for key, record in checkpoint.pools.items():

@@ -89,6 +89,7 @@ class Keeper:
             self.settled.set()
             await self._watch()
         except (RayError, ValueError) as error:
+            self.kill()  # it may be alive, out of our reach
             self._died(death_reason(error))
         except Exception as error:
             log.exception("%s: following %s failed", self._house.app_name, worker.id)
@@ -123,6 +124,7 @@ class Keeper:
         options = pool.definition.options
         while not (await asyncio.wait([ready], timeout=PLACEMENT_S))[0]:
             waited_s += PLACEMENT_S
+            before = worker.pending, pool.unschedulable
             lacking = what_no_node_has(options, node_totals())
             if lacking is None:
                 # Where a node could hold it, it is either on its way or the node is full.
@@ -133,7 +135,8 @@ class Keeper:
                 worker.pending = lacking
                 if not self._house.cluster_may_grow or waited_s >= UNSCHEDULABLE_AFTER_S:
                     pool.cannot_be_placed(worker, lacking)
-            self._house.changed(pool)
+            if before != (worker.pending, pool.unschedulable):
+                self._house.changed(pool)
         await ready
         worker.pending, worker.placed = "", True
 
@@ -206,7 +209,7 @@ class Keeper:
         """No new inputs, running ones finish (within `most_s` seconds, if given), on_exit runs, the process goes."""
         worker = self.worker
         log.info("%s: draining %s: %s", self._house.app_name, worker.id, reason)
-        served = worker.pid is not None and not worker.silent
+        served = worker.actor is not None and worker.pid is not None and not worker.silent
         worker.state, worker.reason = WorkerState.DRAINING, reason
         self._house.changed(self.pool)
         if served:

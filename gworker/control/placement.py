@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from gworker import clock
 from gworker.options import Options
 
 
@@ -116,9 +117,18 @@ def affordable(
     return min(count, max(how_often(needs, left), owed))
 
 
+# However many workers wait, the nodes are asked for this often.
+_NODES_S = 0.25
+_nodes: tuple[float, list[dict[str, float]]] = (float("-inf"), [])
+
+
 def node_totals() -> list[dict[str, float]]:
-    """The resources of each node that is alive, by Ray's names."""
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    """The resources of each node that is alive, by Ray's names, as they were a moment ago."""
+    global _nodes
+    if clock.now() - _nodes[0] > _NODES_S:
+        alive = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        _nodes = (clock.now(), alive)
+    return _nodes[1]
 
 
 def free_resources(held: Iterable[tuple[Mapping[str, float], bool]]) -> dict[str, float]:

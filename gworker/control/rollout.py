@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from gworker.control.pool import Pool
+from gworker.control.supervisor import patience
 from gworker.control.workers import WorkerState
 from gworker.router.membership import DeployedClass, PoolKey
 
-# How long new workers may lack a place before old ones make room: time for Ray to start a process.
+# How long new workers may lack a place before old ones make room: time for Ray to notice what is free.
 SWAP_AFTER_S = 2.0
 
 
@@ -30,25 +31,26 @@ class Phase(str, enum.Enum):
 
 
 class Rollout:
-    """One pool's way from `old`, None for a class that is new, to `new`."""
+    """One pool's way from `old`, None for a class that is new, to `new`. `size` is that of the old one at full size."""
 
     def __init__(self, old: Pool | None, new: Pool) -> None:
         self.old = old
         self.new = new
         self.phase = Phase.SURGING
         self.reason = ""
-        self._size = 0 if old is None else len(old.slots)
+        self._room_made_at = float("-inf")
+        self.size = 0 if old is None else len(old.slots)
 
     def step(self, now: float, fits: Callable[[Pool], bool]) -> None:
-        """Look where things stand. `fits` says whether there is room for one more worker of a pool."""
+        """Look where things stand. `fits` says whether there is room for a worker of a pool that has no place yet."""
         if self.phase in (Phase.READY, Phase.FAILED):
             return
         new = self.new
-        if new.failed(now) or new.unschedulable:
-            self.phase = Phase.FAILED
-            self.reason = str(new.failure(now))
-            return
         target = self._target()
+        if new.failed(now) or new.unschedulable or new.restarts >= patience(target):
+            self.phase = Phase.FAILED
+            self.reason = str(new.failure(now) or self._what_failed())
+            return
         new.pinned = target
         ready = _count(new, WorkerState.READY)
         if ready >= target or (ready and self.old is not None and not self.old.workers):
@@ -56,15 +58,23 @@ class Rollout:
         elif self.phase is Phase.SURGING and self._lacks_room(now, fits):
             self.phase = Phase.SWAPPING
         if self.phase is Phase.SWAPPING:
-            self._make_room(fits)
+            self._make_room(now, fits)
 
     def _target(self) -> int:
         """As many as the old version has, or the floor."""
         if self.old is not None and self.phase is Phase.SURGING:
-            self._size = len(self.old.slots)
+            self.size = len(self.old.slots)
         options = self.new.definition.options
         floor = options.min_workers if self.new.definition.floor_when_idle else 0
-        return min(max(floor, self._size), options.max_workers)
+        return min(max(floor, self.size), options.max_workers)
+
+    def _what_failed(self) -> str:
+        """Why a version of which some workers serve never gets as many as it should have."""
+        new = self.new
+        reasons = [slot.reason for slot in new.slots.values() if slot.reason]
+        last = new.hope.last_error or (reasons[-1] if reasons else "")
+        name = new.definition.key.class_name
+        return f"{name}: its workers failed {new.restarts} times before enough of them were ready; the last: {last}"
 
     def _lacks_room(self, now: float, fits: Callable[[Pool], bool]) -> bool:
         if self.old is None or not self.old.workers:
@@ -75,15 +85,17 @@ class Rollout:
         nothing_moves = all(not w.placed for w in starting)
         return nothing_moves and (waits or (vacant and not starting)) and not fits(self.new)
 
-    def _make_room(self, fits: Callable[[Pool], bool]) -> None:
+    def _make_room(self, now: float, fits: Callable[[Pool], bool]) -> None:
         """One old worker goes for one new one; the next when that is ready."""
         old, new = self.old, self.new
         assert old is not None
         if old.pinned is None:
             old.pinned = len(old.slots)
-        going = any(w.draining for w in old.workers.values())
+        if any(w.draining for w in old.workers.values()):
+            self._room_made_at = now
+        settled = now - self._room_made_at >= SWAP_AFTER_S  # Ray knows of the room by now, or has given it away
         coming = any(w.state is WorkerState.STARTING and w.placed for w in new.workers.values())
-        if old.pinned and not going and not coming and not fits(new):
+        if old.pinned and settled and not coming and not fits(new):
             old.pinned -= 1
 
     def commit(self) -> None:
@@ -96,7 +108,7 @@ class Rollout:
         """The old version serves alone, as large as it was."""
         self.new.retire("its version was rolled back")
         if self.old is not None and self.old.pinned is not None:
-            self.old.pinned = self._size
+            self.old.pinned = self.size
             self.old.unpin()
 
     @property

@@ -11,14 +11,16 @@ from collections.abc import Iterable
 RETRY_FAILED_S = 60.0
 
 
-class Hope:
-    """Whether a pool whose starts fail is worth waiting for.
+def patience(workers: int) -> int:
+    """How many failures are borne with while so many workers are to come up."""
+    return max(3, min(3 * workers, 20))
 
-    It is not after the first max(3, min(3 x floor, 20)) starts have all failed.
-    """
+
+class Hope:
+    """Whether a pool whose starts fail is worth waiting for: not after the first `patience(floor)` have all failed."""
 
     def __init__(self, floor: int) -> None:
-        self._patience = max(3, min(3 * floor, 20))
+        self._patience = patience(floor)
         self.failed_starts = 0
         self.has_served = False
         self.next_try_at = float("-inf")

@@ -152,8 +152,8 @@ class Watch:
         """What a cancellation of the task means, if it was this watch that cancelled it; takes it back."""
         if not self.gone and not self.slow:
             return None
-        if hasattr(self._task, "uncancel"):  # Python 3.11 counts cancellations
-            self._task.uncancel()
+        if (uncancel := getattr(self._task, "uncancel", None)) is not None:  # Python 3.11 counts cancellations
+            uncancel()
         if self.gone:
             return ClientGone()
         limit_s = self._exchange.body_timeout_s

@@ -34,11 +34,11 @@ class StatusSource:
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(asyncio.to_thread(self._read))
         try:
-            self._latest = await asyncio.shield(self._reading)
+            latest = await asyncio.shield(self._reading)
         except (RayError, TimeoutError) as error:
             raise PoolUnavailable(f"the app's controller does not answer: {type(error).__name__}") from error
-        self._at = clock.now()
-        return self._latest
+        self._latest, self._at = latest, clock.now()
+        return latest
 
 
 @dataclass(frozen=True)

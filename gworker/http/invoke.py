@@ -122,7 +122,7 @@ class _Stream:
 
     def __init__(self, exchange: Exchange, arrays: Arrays, debug: bool) -> None:
         self._exchange = exchange
-        self._arrays = arrays
+        self._arrays: Arrays = arrays
         self._debug = debug
 
     def item(self, value: Any) -> bytes:

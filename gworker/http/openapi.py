@@ -112,6 +112,7 @@ class OpenApi:
     ) -> dict[str, Any]:
         schema = endpoint.schema
         _add_defaults(body, schema.defaults)
+        values: dict[str, Any] = {}
         if schema.parameters_key:
             held = body["properties"][schema.parameters_key]
             values = _resolved(held, components)
@@ -123,6 +124,8 @@ class OpenApi:
             }
         body["title"] = endpoint.name
         example = Example(components).of(body)
+        if schema.parameters_key:
+            example[schema.parameters_key] = Example(components).of(values)
         description = schema.description
         if endpoint.method.batch is not None:
             description += "\n\nTakes one input; inputs that come together are run as one batch."
@@ -227,7 +230,7 @@ _PARAMETERS = [
         "name": "Request-Timeout",
         "in": "header",
         "description": "seconds that are left for the call; the gateway's default applies without it",
-        "schema": {"type": "number", "minimum": 0},
+        "schema": {"type": "number", "exclusiveMinimum": 0},
         "example": 30,
     },
     {

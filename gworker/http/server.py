@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -88,8 +90,6 @@ class GatewayServer:
         """Serve on this thread until a signal, or `stop` from another thread."""
         try:
             self._server.run(sockets=[self._socket])
-        except KeyboardInterrupt:
-            pass  # uvicorn has finished gracefully, and passes the signal on
         finally:
             self._socket.close()
         self._raise_if_it_never_started()
@@ -133,12 +133,19 @@ class GatewayServer:
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that says when it is up."""
+    """A uvicorn server that says when it is up, and takes a signal to stop as its own."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.up_or_ended = threading.Event()
         self.came_up = False
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop at SIGINT and SIGTERM. uvicorn would raise them again, and SIGTERM end the process before it drains."""
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -52,6 +52,12 @@ def pool_when(app: Any, class_name: str, condition: Callable[[Any], object], tim
     return eventually(found, timeout_s)
 
 
+@pytest.fixture(params=["direct", "ray"])
+def each_lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what is lost: lanes differ in what they know of an input when its worker dies."""
+    monkeypatch.setenv("GWORKER_LANE", request.param)
+
+
 @contextlib.contextmanager
 def watched(app: Any, class_name: str, every_s: float = 0.03) -> Iterator[list[Any]]:
     """Look at the status of a pool again and again; gives the list that what was seen is put into."""

@@ -16,6 +16,7 @@ from tests.chaos.conftest import events_of, pool_when, serving
 pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
 
 
+@pytest.mark.usefixtures("each_lane")
 def test_workers_killed_under_load_cost_no_call_that_may_be_retried(app: Any, book: Book) -> None:
     @app.cls(cpu=0.1, min_workers=2, max_workers=2, retries=3)
     @gw.concurrent(max_inputs=2)
@@ -41,6 +42,7 @@ def test_workers_killed_under_load_cost_no_call_that_may_be_retried(app: Any, bo
     assert pool.state == "READY"
 
 
+@pytest.mark.usefixtures("each_lane")
 def test_workers_killed_under_load_cost_only_the_calls_they_were_running(app: Any, book: Book) -> None:
     @app.cls(cpu=0.1, min_workers=2, max_workers=2)
     @gw.concurrent(max_inputs=2)
@@ -70,6 +72,7 @@ def test_workers_killed_under_load_cost_only_the_calls_they_were_running(app: An
     assert ran <= set(killed)
 
 
+@pytest.mark.usefixtures("each_lane")
 def test_a_worker_killed_in_the_middle_of_a_batch_costs_no_input_that_may_be_retried(
     app: Any, book: Book, eventually: Any
 ) -> None:

@@ -126,7 +126,9 @@ def test_a_client_that_disconnects_cancels_its_call(client: Any, fake: Any, even
         assert ENDED == []
     eventually(lambda: ENDED == ["slow"], 5)
     assert fake.router("Model").cancelled == ["slow"]
-    metrics = eventually(lambda: [x for x in client.get("/metrics").text.splitlines() if 'status="499"' in x], 5)
+    metrics = eventually(
+        lambda: [x for x in client.get("/metrics").text.splitlines() if "total" in x and '"499"' in x], 5
+    )
     assert metrics == ['gworker_http_requests_total{route="Model.slow",status="499"} 1.0']
 
 

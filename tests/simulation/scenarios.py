@@ -6,6 +6,7 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
@@ -15,9 +16,16 @@ from tests.simulation.processes import Answer, Process
 from tests.simulation.simulator import Simulation
 
 # Always the same examples: a failure is for everybody to see, and again tomorrow. Not made smaller: that takes minutes.
-simulated = settings(
+_few = settings(
     max_examples=15, deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate)
 )
+
+
+def simulated(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a property test whose examples are whole simulations."""
+    marked: Callable[..., None] = pytest.mark.slow(_few(test))
+    return marked
+
 
 LIVENESS = Probe.on("alive", period_s=2, timeout_s=1, failures=2)
 READINESS = Probe.on("warm", kind="readiness", period_s=2, timeout_s=1, failures=2)

@@ -16,7 +16,7 @@ WARM = Probe.on("warm", kind="readiness", period_s=2, timeout_s=1, failures=2)
 
 
 def pool_of(workers: int, **options: Any) -> Simulation:
-    simulation = Simulation(min_workers=workers, max_workers=2 * workers, probes=[WARM], **options)
+    simulation = Simulation(min_workers=workers, max_workers=5 * workers, probes=[WARM], **options)
     simulation.run(5)
     assert simulation.ready == workers
     return simulation
@@ -79,6 +79,17 @@ def test_one_that_said_no_and_then_fell_silent_has_not_taken_it_back() -> None:
     assert routable(simulation) & names(ill) == {ill[0].id}
 
 
+def test_one_that_said_no_long_ago_and_was_well_since_may_fall_silent_like_any_other() -> None:
+    simulation = pool_of(4)
+    ill = make_ill(simulation, Answer.NO, 3)
+    for answer in (None, Answer.HANGS):
+        for process in ill:
+            process.ill = answer
+        simulation.run(10)
+    assert simulation.ready == 1
+    assert len(routable(simulation)) == 4
+
+
 def test_a_question_that_was_never_asked_proves_nothing() -> None:
     simulation = pool_of(4)
     make_ill(simulation, Answer.LOST, 4)
@@ -105,6 +116,15 @@ def test_a_worker_that_is_long_unready_is_made_up_for_until_it_is_back() -> None
     simulation.run(10)
     assert (simulation.ready, simulation.staying) == (4, 4)
     assert ill.alive, "the newest goes"
+
+
+def test_a_worker_that_others_stood_in_for_all_through_a_window_goes() -> None:
+    simulation = pool_of(4, scaledown_window_s=60)
+    (ill,) = make_ill(simulation, Answer.NO, 1)
+    simulation.run(45)
+    assert (simulation.ready, simulation.staying, ill.alive) == (4, 5, True)
+    simulation.run(20)
+    assert (simulation.ready, simulation.staying, ill.alive) == (4, 4, False)
 
 
 def test_however_many_are_long_unready_the_pool_never_more_than_doubles() -> None:

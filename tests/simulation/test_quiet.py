@@ -11,6 +11,8 @@ from tests.simulation.callers import Users, steady
 from tests.simulation.processes import Answer
 from tests.simulation.simulator import Simulation
 
+pytestmark = pytest.mark.slow
+
 ALIVE = Probe.on("alive")
 WARM = Probe.on("warm", kind="readiness")
 

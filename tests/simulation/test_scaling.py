@@ -40,6 +40,7 @@ def test_noise_round_a_threshold_changes_the_direction_twice_at_most_in_ten_minu
     assert len(simulation.desired) <= 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wander", [0.0, 1.0])
 def test_a_wave_of_load_is_followed_once_up_and_once_down_a_period(wander: float) -> None:
     wave, ripple = sine(45, 40, period_s=900), noise(0, wander, seed=3)

@@ -103,6 +103,36 @@ def test_a_pool_whose_first_starts_all_fail_is_failed_tells_callers_tries_once_a
     assert simulation.outcomes["result"] > 0
 
 
+def test_once_it_has_served_a_few_starts_that_fail_leave_it_hope_and_callers_wait() -> None:
+    simulation = Simulation(min_workers=1)
+    users = Users(simulation, simulation.router(), steady(2), retries=1)
+    simulation.run(5)
+    simulation.world.start_fails = lambda dice: True
+    crash(simulation, 0)
+    assert simulation.run(60, until=lambda: simulation.pool.hope.failed_starts == 3)
+    assert simulation.pool.view.failure is None
+    simulation.world.start_fails = lambda dice: False
+    assert simulation.run(60, until=lambda: simulation.ready == 1)
+    users.stop()
+    simulation.run(5)
+    assert simulation.outcomes.keys() == {"result"}
+
+
+def test_what_failed_before_nobody_wanted_it_any_more_is_not_held_against_the_next_caller() -> None:
+    simulation = Simulation(scaledown_window_s=10)
+    simulation.world.start_s = lambda dice: 0.5
+    simulation.world.start_fails = lambda dice: True
+    router = simulation.router()
+    router.submit()
+    assert simulation.run(30, until=lambda: simulation.pool.view.state is PoolState.FAILED)
+    simulation.run(20)
+    assert simulation.outcomes == {"StartupFailed": 1}
+    simulation.world.start_fails = lambda dice: False
+    router.submit()
+    simulation.run(5)
+    assert simulation.outcomes == {"StartupFailed": 1, "result": 1}
+
+
 def test_starts_that_fail_while_others_serve_fail_no_call_and_leave_the_pool_degraded() -> None:
     simulation = Simulation(min_workers=1, max_workers=3)
     users = Users(simulation, simulation.router(), steps((0, 1), (10, 12)))

@@ -168,13 +168,6 @@ def test_liveness_that_passes_again_before_the_worker_is_killed_spares_it():
     assert state.healthy
 
 
-def test_the_last_verdict_that_counted_is_kept():
-    state = readiness(failures=1)
-    for verdict in (FAILED, TIMED_OUT, UNKNOWN):
-        state.record(verdict)
-    assert state.last is TIMED_OUT
-
-
 def test_an_unknown_verdict_counts_for_nothing():
     state = readiness(failures=2, successes=2)
     state.record(FAILED)

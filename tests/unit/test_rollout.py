@@ -112,6 +112,23 @@ def test_with_room_for_one_the_only_worker_makes_way_and_comes_back_if_the_new_o
     assert site.old.wait(DEMAND_EXPIRES_S * 20) == [], "it stays at its floor"
 
 
+def test_a_new_version_whose_workers_come_up_only_now_and_then_is_not_waited_for_for_ever() -> None:
+    site = Site(room=10, old=3)
+    for _ in range(4000):
+        phase = site.step(come_up=False)
+        if phase is not Phase.SURGING:
+            break
+        starting = [w for w in site.new.pool.workers.values() if w.state is WorkerState.STARTING]
+        for worker in starting:
+            if site.new.count(WorkerState.READY):
+                site.new.pool.start_failed(worker, "Traceback ...\nOSError: the port is in use", site.new.now)
+            else:
+                site.new.come_up(worker.id)
+    assert phase is Phase.FAILED
+    assert "OSError: the port is in use" in site.update.reason
+    assert site.least_serving == 3
+
+
 def test_a_class_without_workers_is_updated_without_starting_any() -> None:
     site = Site(room=10, old=0)
     site.new = Keeper(min_workers=0)
