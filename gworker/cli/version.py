@@ -102,11 +102,27 @@ class _Version:
             time.sleep(0.25)
             pending = False
             with contextlib.suppress(Exception):  # it is only just starting, or ending
-                pending = app._running is not None and any(pool.pending for pool in app.status().pools)
+                pending = app._running is not None and _lacks_room(app)
             since = (since or time.monotonic()) if pending else None
             if since is not None and time.monotonic() - since > CROWDED_S:
                 self.tell("crowded")
                 return
+
+
+def _lacks_room(app: App) -> bool:
+    """Whether workers wait for a place, and for nothing else: what a worker of their class needs is not free."""
+    import ray
+
+    from gworker.control.placement import how_often, requirement
+
+    waiting = {pool.class_name for pool in app.status().pools if pool.pending}
+    whole, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
+    for name in waiting:
+        # A GPU that the cluster does not have at all has been waived, or nothing will ever give it.
+        needs = {what: n for what, n in requirement(app.classes[name].spec.options).items() if what in whole}
+        if how_often(needs, free) == 0:
+            return True
+    return False
 
 
 def main() -> None:

@@ -23,7 +23,6 @@ FLEET = """
     import words
 
     app = gw.App(words.APP)
-    FOLDER = os.path.dirname(__file__)
 
     @app.cls(cpu=0.1, max_workers=2)
     @gw.concurrent(max_inputs=16)
@@ -36,7 +35,7 @@ FLEET = """
 
         @gw.on_exit()
         def leave(self):
-            with open(os.path.join(FOLDER, "exits"), "a") as exits:
+            with open(words.FOLDER + "/exits", "a") as exits:
                 exits.write(f"{os.getpid()}\\n")
 
         @gw.method()
@@ -82,7 +81,7 @@ WORDS = """
 @pytest.fixture
 def fleet(gworker: Any) -> Any:
     gworker.write("fleet.py", FLEET)
-    gworker.write("words.py", WORDS + f"    APP = 'fleet-{os.getpid()}'")
+    gworker.write("words.py", WORDS + f"    APP, FOLDER = 'fleet-{os.getpid()}', {str(gworker.folder)!r}")
     return gworker
 
 

@@ -128,10 +128,10 @@ def test_reload_takes_edits_over_without_a_failed_request_and_a_broken_one_keeps
         seen = len(answers)
         eventually(lambda: len(answers) > seen + 3)
         assert "v2" in answers[-1]
-        # All of a GPU type: old and new do not fit side by side, and requests wait for the swap.
-        gworker.write("shop.py", shop(3, 'min_workers=1, gpu=gw.Gpu("H100", 2)'))
+        # Three of four GPUs: old and new do not fit side by side, and requests wait for the swap.
+        gworker.write("shop.py", shop(3, 'min_workers=1, gpu=gw.Gpu("H100", 3)'))
         eventually(lambda: "v3" in answers[-1] and "version 4 serves" in gworker.output, 40)
-        gworker.write("shop.py", shop(4, 'min_workers=1, gpu=gw.Gpu("H100", 2)'))
+        gworker.write("shop.py", shop(4, 'min_workers=1, gpu=gw.Gpu("H100", 3)'))
         eventually(lambda: "v4" in answers[-1], 40)
         assert "no room for both versions" in gworker.output
     finally:
