@@ -58,14 +58,14 @@ def test_a_driver_killed_under_load_leaves_no_process_behind(
 
         app = gw.App("killed-under-load")
 
-        @app.cls(cpu=0.1, min_workers=2)
+        @app.cls(cpu=0.1, min_workers=2, max_workers=2)
         class Working:
             @gw.method()
             def work(self, seconds: float) -> int:
                 time.sleep(seconds)
                 return os.getpid()
 
-        @app.cls(cpu=0.1)
+        @app.cls(cpu=0.1, max_workers=1)
         class Loading:
             @gw.on_enter()
             def load(self) -> None:
