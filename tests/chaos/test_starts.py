@@ -128,6 +128,8 @@ def test_where_the_cluster_may_grow_a_gpu_that_is_not_there_is_waited_for_visibl
             def work(self) -> None: ...
 
         patient = OnB200().work.spawn()
+        while not (pools := app.status().pools) or "B200" not in pools[0].waiting_for:
+            pass
         try:
             OnB200().work.with_options(deadline_s=2).remote()
         except gw.PoolUnavailable as error:
@@ -143,7 +145,7 @@ def test_where_the_cluster_may_grow_a_gpu_that_is_not_there_is_waited_for_visibl
         address=address,
         RAY_SCHEDULER_EVENTS="0",  # Ray's cluster autoscaler would say on stdout what it misses
     )
-    assert attached.wait(30) == 0, attached.err
+    assert attached.wait(60) == 0, attached.err
     deadline, status, stopped = attached.out.splitlines()
     assert "deadline_s" in deadline
     assert "needs GPU B200 x1; this cluster has none" in deadline
