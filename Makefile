@@ -75,7 +75,7 @@ bench: $(STAMP)      ## calls and recovery beside a bare Ray actor, and the poli
 	$(BIN)/python benchmarks/recovery.py
 	$(BIN)/python benchmarks/updates.py
 	$(BIN)/python benchmarks/control.py
-	$(BIN)/python benchmarks/http_echo.py --no-serve
+	$(BIN)/python benchmarks/http_echo.py
 
 docs: $(STAMP)       ## the documentation, in docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

@@ -23,11 +23,13 @@ from gworker.control.board import WATCH_S, Board
 from gworker.control.checkpoint import Checkpoint, Journal, RolloutRecord, UpdateRecord
 from gworker.control.keeper import House, Keeper
 from gworker.control.placement import (
+    Nodes,
     affordable,
     free_resources,
     how_often,
     node_totals,
     requirement,
+    unheld_resources,
     what_no_node_has,
 )
 from gworker.control.pool import Pool, Start
@@ -88,6 +90,7 @@ class Controller:
         self._update: Update | None = None
         self._progress = Progress(0, Phase.READY)
         self._progressed = asyncio.Event()
+        self._nodes = Nodes()
         self._board = Board(os.urandom(4).hex())
         self._wake = asyncio.Event()
         self._events = EventLog()
@@ -351,6 +354,7 @@ class Controller:
             cluster_may_grow=self._boot.cluster_may_grow,
             orphaned_s=self._boot.orphaned_s if self._boot.deployed else None,
             actor_extra=self._actor_extra,
+            nodes=self._nodes,
             changed=self._changed,
             seen=self._seen_by_all,
             spawn=self._background,
@@ -544,10 +548,13 @@ class Controller:
             self._progress = progress
             self._progressed.set()
 
-    def _fits(self, pool: Pool) -> bool:
-        """Whether there is room for a worker of a pool, one that waits for its place included."""
-        held = [(needs, placed) for owner, needs, placed in self._held() if placed or owner is not pool]
-        return how_often(requirement(pool.definition.options), free_resources(held)) > 0
+    def _fits(self, pool: Pool) -> bool | None:
+        """See `rollout.Fits`."""
+        needs = requirement(pool.definition.options)
+        held = [(taken, placed) for owner, taken, placed in self._held() if placed or owner is not pool]
+        if how_often(needs, free_resources(held)):
+            return True
+        return None if how_often(needs, unheld_resources(held)) else False
 
     # --- recovery ---------------------------------------------------------------------------------------------------
 

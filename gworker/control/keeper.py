@@ -20,7 +20,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayError
 
 from gworker import clock
-from gworker.control.placement import actor_options, describe_requirement, node_totals, what_no_node_has
+from gworker.control.placement import Nodes, actor_options, describe_requirement, what_no_node_has
 from gworker.control.pool import Pool
 from gworker.control.prober import Prober
 from gworker.control.workers import Worker, WorkerState
@@ -55,6 +55,7 @@ class House:
     cluster_may_grow: bool
     orphaned_s: float | None
     actor_extra: Callable[[str], dict[str, Any]]
+    nodes: Nodes
     changed: Callable[[Pool], None]
     seen: Callable[[Pool], Awaitable[None]]
     spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
@@ -120,12 +121,12 @@ class Keeper:
         """Wait until Ray has found a place; meanwhile say what it lacks."""
         pool, worker = self.pool, self.worker
         ready = asyncio.ensure_future(_result(worker.actor.__ray_ready__.remote()))
-        waited_s = 0.0
+        begun = clock.now()
         options = pool.definition.options
         while not (await asyncio.wait([ready], timeout=PLACEMENT_S))[0]:
-            waited_s += PLACEMENT_S
-            before = worker.pending, pool.unschedulable
-            lacking = what_no_node_has(options, node_totals())
+            waited_s = clock.now() - begun
+            told = worker.pending, pool.unschedulable
+            lacking = what_no_node_has(options, self._house.nodes.totals())
             if lacking is None:
                 # Where a node could hold it, it is either on its way or the node is full.
                 needs = describe_requirement(options)
@@ -135,7 +136,7 @@ class Keeper:
                 worker.pending = lacking
                 if not self._house.cluster_may_grow or waited_s >= UNSCHEDULABLE_AFTER_S:
                     pool.cannot_be_placed(worker, lacking)
-            if before != (worker.pending, pool.unschedulable):
+            if told != (worker.pending, pool.unschedulable):
                 self._house.changed(pool)
         await ready
         worker.pending, worker.placed = "", True

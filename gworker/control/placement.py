@@ -10,6 +10,9 @@ import ray
 from gworker import clock
 from gworker.options import Options
 
+# How long what is known of the cluster's nodes is good for.
+NODES_S = 0.3
+
 
 def actor_options(options: Options) -> dict[str, Any]:
     """The options of the worker's Ray actor. `num_cpus` is always explicit: Ray's default would hold one for life."""
@@ -117,18 +120,23 @@ def affordable(
     return min(count, max(how_often(needs, left), owed))
 
 
-# However many workers wait, the nodes are asked for this often.
-_NODES_S = 0.25
-_nodes: tuple[float, list[dict[str, float]]] = (float("-inf"), [])
-
-
 def node_totals() -> list[dict[str, float]]:
-    """The resources of each node that is alive, by Ray's names, as they were a moment ago."""
-    global _nodes
-    if clock.now() - _nodes[0] > _NODES_S:
-        alive = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        _nodes = (clock.now(), alive)
-    return _nodes[1]
+    """The resources of each node that is alive, by Ray's names."""
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+class Nodes:
+    """The cluster's nodes, for many who ask again and again: Ray is asked once in `NODES_S`."""
+
+    def __init__(self) -> None:
+        self._totals: list[dict[str, float]] = []
+        self._asked_at = float("-inf")
+
+    def totals(self) -> list[dict[str, float]]:
+        """The resources of each node that is alive, by Ray's names."""
+        if clock.now() - self._asked_at >= NODES_S:
+            self._totals, self._asked_at = node_totals(), clock.now()
+        return self._totals
 
 
 def free_resources(held: Iterable[tuple[Mapping[str, float], bool]]) -> dict[str, float]:
@@ -137,10 +145,18 @@ def free_resources(held: Iterable[tuple[Mapping[str, float], bool]]) -> dict[str
     Ray's account of what is available lags behind, for seconds on a busy machine: a worker that was placed just now
     may be missing from it. What is left of the whole once all our workers have theirs is never too much.
     """
+    known = list(held)
+    left = unheld_resources(known)
     available: dict[str, float] = dict(ray.available_resources())  # type: ignore[no-untyped-call]
-    left: dict[str, float] = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
-    for needs, placed in held:
-        subtract(left, needs)
+    for needs, placed in known:
         if not placed:
             subtract(available, needs)
     return {name: min(amount, left.get(name, 0.0)) for name, amount in available.items()}
+
+
+def unheld_resources(held: Iterable[tuple[Mapping[str, float], bool]]) -> dict[str, float]:
+    """What the cluster has beside what our workers hold, or will: free, or held by others."""
+    left: dict[str, float] = dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+    for needs, _ in held:
+        subtract(left, needs)
+    return left

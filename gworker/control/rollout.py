@@ -19,6 +19,12 @@ from gworker.router.membership import DeployedClass, PoolKey
 
 # How long new workers may lack a place before old ones make room: time for Ray to notice what is free.
 SWAP_AFTER_S = 2.0
+# How long Ray may take to start a process where it has given away room that none of our workers is known to have.
+DOUBT_S = 30.0
+
+# Whether there is room for a worker of a pool that has no place yet. None: none of our workers has it, and yet it is
+# taken, by one whose process is on its way, or by somebody else; time will tell.
+Fits = Callable[[Pool], bool | None]
 
 
 class Phase(str, enum.Enum):
@@ -38,11 +44,13 @@ class Rollout:
         self.new = new
         self.phase = Phase.SURGING
         self.reason = ""
+        self._doubtful_since: float | None = None
         self._room_made_at = float("-inf")
+        self._placed_before = 0
         self.size = 0 if old is None else len(old.slots)
 
-    def step(self, now: float, fits: Callable[[Pool], bool]) -> None:
-        """Look where things stand. `fits` says whether there is room for a worker of a pool that has no place yet."""
+    def step(self, now: float, fits: Fits) -> None:
+        """Look where things stand."""
         if self.phase in (Phase.READY, Phase.FAILED):
             return
         new = self.new
@@ -76,26 +84,38 @@ class Rollout:
         name = new.definition.key.class_name
         return f"{name}: its workers failed {new.restarts} times before enough of them were ready; the last: {last}"
 
-    def _lacks_room(self, now: float, fits: Callable[[Pool], bool]) -> bool:
+    def _lacks_room(self, now: float, fits: Fits) -> bool:
         if self.old is None or not self.old.workers:
             return False
         starting = [w for w in self.new.workers.values() if w.state is WorkerState.STARTING]
         waits = any(not w.placed and now - w.created >= SWAP_AFTER_S for w in starting)
         vacant = any(slot.worker_id is None for slot in self.new.slots.values())
         nothing_moves = all(not w.placed for w in starting)
-        return nothing_moves and (waits or (vacant and not starting)) and not fits(self.new)
+        return nothing_moves and (waits or (vacant and not starting)) and self._is_full(now, fits)
 
-    def _make_room(self, now: float, fits: Callable[[Pool], bool]) -> None:
+    def _is_full(self, now: float, fits: Fits) -> bool:
+        """Whether there is certainly no room for a new worker."""
+        found = fits(self.new)
+        if found is not None:
+            if not found:
+                self._doubtful_since = None
+            return not found
+        if self._doubtful_since is None:
+            self._doubtful_since = now
+        room_is_taken = _placed(self.new) > self._placed_before or now - self._room_made_at >= DOUBT_S
+        return room_is_taken and now - self._doubtful_since >= DOUBT_S
+
+    def _make_room(self, now: float, fits: Fits) -> None:
         """One old worker goes for one new one; the next when that is ready."""
         old, new = self.old, self.new
         assert old is not None
         if old.pinned is None:
             old.pinned = len(old.slots)
-        if any(w.draining for w in old.workers.values()):
-            self._room_made_at = now
-        settled = now - self._room_made_at >= SWAP_AFTER_S  # Ray knows of the room by now, or has given it away
+        going = any(w.draining for w in old.workers.values())
         coming = any(w.state is WorkerState.STARTING and w.placed for w in new.workers.values())
-        if old.pinned and settled and not coming and not fits(new):
+        if going:
+            self._room_made_at, self._placed_before = now, _placed(new)
+        elif old.pinned and not coming and self._is_full(now, fits):
             old.pinned -= 1
 
     def commit(self) -> None:
@@ -121,6 +141,10 @@ def _count(pool: Pool, state: WorkerState) -> int:
     return sum(worker.state is state for worker in pool.workers.values())
 
 
+def _placed(pool: Pool) -> int:
+    return sum(worker.placed for worker in pool.workers.values())
+
+
 @dataclass
 class Update:
     """A new version of the app on its way: its classes, and the rollout of each pool that routers know by a key."""
@@ -130,7 +154,7 @@ class Update:
     rollouts: dict[PoolKey, Rollout] = field(default_factory=dict)
     removed: list[Pool] = field(default_factory=list)
 
-    def step(self, now: float, fits: Callable[[Pool], bool]) -> Phase:
+    def step(self, now: float, fits: Fits) -> Phase:
         """READY when it is to be committed, FAILED when it is to be rolled back."""
         for rollout in self.rollouts.values():
             rollout.step(now, fits)

@@ -118,7 +118,7 @@ def _load(name: str) -> tuple[bytes, str]:
     return html.encode(), "; ".join(f"{name} {value}" for name, value in directives.items())
 
 
-# Swagger UI comes from a CDN, at one version whose contents the page names by their hash, and writes its own styles.
+# Swagger UI comes from a CDN, at one version, and writes its own styles.
 _OTHERS = {"docs.html": {"script": "https://cdn.jsdelivr.net", "style": "https://cdn.jsdelivr.net 'unsafe-inline'"}}
 
 

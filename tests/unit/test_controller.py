@@ -14,6 +14,7 @@ from gworker.control import checkpoint as checkpoint_module
 from gworker.control import keeper as keeper_module
 from gworker.control import placement as placement_module
 from gworker.control.controller import Controller, ControllerBoot
+from gworker.control.pool import Pool
 from gworker.control.rollout import Phase
 from gworker.errors import PoolUnavailable
 from gworker.options import Options
@@ -127,6 +128,7 @@ class World:
         self.kv = FakeKv()
         self.room = 1000
         self.reachable = True
+        self.asked_for_nodes = 0
         self.workers: dict[str, FakeWorker] = {}
         self.failing: dict[int, str] = {}
         self.killed_itself = 0
@@ -155,6 +157,10 @@ class World:
         if not self.reachable:
             raise ConnectionError("the head node does not answer")
         return {"CPU": float(self.room)}
+
+    def nodes(self) -> list[dict[str, Any]]:
+        self.asked_for_nodes += 1
+        return [{"Alive": True, "Resources": {"CPU": 1000.0}}]
 
     def available_resources(self) -> dict[str, float]:
         return {"CPU": float(self.room - sum(w.placed for w in self.workers.values()))}
@@ -221,7 +227,7 @@ async def world(timeline: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     monkeypatch.setattr(deployment, "reap_workers", lambda app_name, known: [])
     monkeypatch.setattr(placement_module.ray, "cluster_resources", world.cluster_resources)
     monkeypatch.setattr(placement_module.ray, "available_resources", world.available_resources)
-    monkeypatch.setattr(keeper_module, "node_totals", lambda: [{"CPU": 1000.0}])
+    monkeypatch.setattr(placement_module.ray, "nodes", world.nodes)
     monkeypatch.setattr(keeper_module, "create_worker", world.create_worker)
     monkeypatch.setattr(keeper_module.ray, "kill", world.kill)
     yield world
@@ -522,3 +528,31 @@ async def test_a_controller_that_dies_while_versions_swap_knows_how_large_the_ol
     assert (await successor.progress(2)).phase is Phase.FAILED
     await world.pass_time(4)
     assert len(world.pids("Echo#1")) == 3, "as large as it was"
+    assert {"Echo-1", "Echo-2"} < set(world.pids("Echo#1")), "a worker that was starting was not taken for none"
+
+
+# --- many workers ------------------------------------------------------------------------------------------------
+
+
+async def test_workers_that_wait_for_a_place_cost_little_however_many_they_are(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.room = 0
+    controller = await world.controller()
+    await controller.deploy(classes(deployed(min_workers=50)))
+    await world.pass_time(5)
+    assert len(world.workers) == 50
+    asked, looks = world.asked_for_nodes, 0
+    refresh = Pool.refresh
+
+    def counted(pool: Pool, now: float) -> bool:
+        nonlocal looks
+        looks += 1
+        return refresh(pool, now)
+
+    monkeypatch.setattr(Pool, "refresh", counted)
+    await world.pass_time(10)
+    assert world.asked_for_nodes - asked <= 10 / 0.3 + 1
+    assert looks <= 2 * 10 / 0.25
+    (pool,) = (await controller.status()).pools
+    assert pool.pending == 50 and pool.waiting_for == "50 starting: waiting for CPU x1"

@@ -690,3 +690,40 @@ def test_what_failed_before_the_pool_was_idle_is_not_held_against_the_next_call(
     assert keeper.failure is None
     keeper.demand(1)
     assert keeper.starts() == 1
+
+
+def test_a_row_of_system_errors_ends_when_its_router_says_no_more_of_it() -> None:
+    keeper = floor_of(2)
+    for router in ("a", "b", "c"):
+        keeper.demand(1, 1, router=router, errors=(("w1", ERRORS_IN_A_ROW - 1),))
+        keeper.demand(1, 1, router=router)  # something succeeded meanwhile
+    assert keeper.routable() == {"w1", "w2"}
+    keeper.demand(1, 1, router="d", errors=(("w1", ERRORS_IN_A_ROW - 1),))
+    assert keeper.routable() == {"w1", "w2"}, "four in a row are not five"
+
+
+def test_when_more_than_half_fail_one_at_a_time_is_killed_until_the_rest_are_well_however_long_that_takes() -> None:
+    keeper = floor_of(40, LIVENESS, max_workers=40)
+    for n in range(1, 41):
+        keeper.probe(f"w{n}", LIVENESS)
+    killed: list[str] = []
+    for _ in range(200):
+        at_once = [a.worker_id for a in keeper.wait(1) if isinstance(a, Stop)]
+        assert len(at_once) <= 1
+        killed += at_once
+        keeper.go(*at_once)
+        if keeper.now % 20 < 1:  # slow to come up: longer than a period
+            keeper.come_up()
+    assert len(killed) < 20
+
+
+def test_that_it_could_not_be_placed_is_not_told_to_those_who_call_when_nobody_waits_for_a_place_any_more() -> None:
+    keeper = Keeper()
+    keeper.demand(1)
+    keeper.plan()
+    keeper.pool.cannot_be_placed(keeper.worker("w1"), "needs GPU A100 x1; this cluster has none")
+    (stop,) = keeper.wait(15)
+    assert isinstance(stop, Stop)
+    keeper.go("w1")
+    keeper.plan()
+    assert keeper.failure is None

@@ -15,6 +15,7 @@ class Site:
 
     def __init__(self, room: int, old: int, **options: Any) -> None:
         self.room = room
+        self.room_is_given_away = False
         self.old = Keeper(**{"min_workers": old, "max_workers": 10, **options})
         self.old.plan()
         self.old.come_up()
@@ -30,6 +31,9 @@ class Site:
         workers = [*self.old.pool.workers.values(), *self.new.pool.workers.values()]
         return sum(worker.placed for worker in workers)
 
+    def fits(self, pool: Any) -> bool | None:
+        return None if self.room_is_given_away else self.holding() < self.room
+
     def step(self, seconds: float = 0.25, *, come_up: bool = True) -> Phase:
         for keeper in (self.old, self.new):
             keeper.now += seconds
@@ -41,7 +45,7 @@ class Site:
         for worker in self.new.pool.workers.values():
             if not worker.placed and self.holding() < self.room:
                 worker.placed = True
-        phase = self.update.step(self.new.now, lambda _: self.holding() < self.room)
+        phase = self.update.step(self.new.now, self.fits)
         for worker in list(self.new.pool.workers.values()):
             if come_up and worker.placed:
                 self.new.come_up(worker.id)
@@ -89,6 +93,16 @@ def test_a_process_that_starts_slowly_where_there_is_room_is_not_taken_for_a_lac
             keeper.now += SWAP_AFTER_S
             keeper.plan()
         assert site.update.step(site.new.now, lambda _: True) is Phase.SURGING
+
+
+def test_room_that_is_taken_by_nobody_we_know_is_waited_for_a_process_may_be_on_its_way() -> None:
+    site = Site(room=3, old=3)
+    site.room_is_given_away = True
+    assert site.run(steps=100, come_up=False) is Phase.SURGING, "25 s"
+    assert site.run(steps=40, come_up=False) is Phase.SWAPPING, "it is somebody else who has it"
+    site.room_is_given_away = False
+    assert site.run() is Phase.READY
+    assert site.least_serving == 2
 
 
 def test_with_room_for_one_the_only_worker_makes_way_and_comes_back_if_the_new_one_fails() -> None:

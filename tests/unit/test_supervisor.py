@@ -79,4 +79,5 @@ def test_when_more_than_half_fail_within_a_period_one_at_a_time_is_killed() -> N
     assert budget.allowance(40, 10.0, 2.0) == 4, "half of them"
     budget.failed("w20", 2.0)
     assert budget.allowance(40, 10.0, 2.0) == 1
+    assert budget.allowance(40, 10.0, 20.0, condemned=1) == 1, "they still fail"
     assert budget.allowance(40, 10.0, 20.0) == 4, "that was longer ago than a period"
