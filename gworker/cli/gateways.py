@@ -168,7 +168,8 @@ def _running(app_name: str) -> list[Any]:
 
     from gworker.router.deployment import NAMESPACE
 
-    names = [a["name"] for a in list_named_actors(all_namespaces=True) if a["namespace"] == NAMESPACE]
+    named: list[Any] = list_named_actors(all_namespaces=True)
+    names = [a["name"] for a in named if a["namespace"] == NAMESPACE]
     return [ray.get_actor(name, NAMESPACE) for name in names if name.startswith(_prefix(app_name))]
 
 
