@@ -6,11 +6,12 @@ import asyncio
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from gworker import clock
 from gworker.deaths import death_reason
@@ -80,25 +81,46 @@ class AppClient:
                 self.version = view.app_version or self.version
                 return view
             except RayError as error:
-                if not await self._found_again():
+                # An error of its own it would only raise again.
+                if isinstance(error, RayTaskError) or not await asyncio.to_thread(self._found_again):
                     self.lost = True
-                    reason = f"the controller of the app {self.app_name!r} is gone: {death_reason(error)}"
-                    raise PoolUnavailable(reason) from error
+                    raise self._unavailable(error) from error
             await asyncio.sleep(FIND_AGAIN_S)
+
+    def ask(self, question: str, *about: Any, timeout_s: float | None = ANSWER_S) -> Any:
+        """What the controller answers, whose method `question` is. One that is being replaced is waited for.
+
+        Raises what that raises, and PoolUnavailable when the controller is gone.
+        """
+        deadline = clock.deadline_after(timeout_s)
+        while True:
+            try:
+                return ray.get(getattr(self.controller, question).remote(*about), timeout=clock.left_until(deadline))
+            except RayActorError as error:
+                if clock.left_until(deadline) == 0.0 or not self._found_again():
+                    raise self._unavailable(error) from error
+            time.sleep(FIND_AGAIN_S)
 
     def deployed_class(self, name: str) -> DeployedClass:
         """A class of a deployed app. Raises NotFound."""
-        found: DeployedClass = ray.get(self.controller.deployed_class.remote(name), timeout=ANSWER_S)
+        found: DeployedClass = self.ask("deployed_class", name)
         return found
 
-    async def _found_again(self) -> bool:
-        """Whether the controller of a deployed app is there, or on its way back."""
-        if self._find_again is None:
-            return False
-        found = await asyncio.to_thread(self._find_again)
+    def _found_again(self) -> bool:
+        """Whether the controller of a deployed app is there, or on its way back. A blocking round trip."""
+        found = None if self._find_again is None else self._find_again()
         if found is not None:
             self.controller = found
         return found is not None
+
+    def _unavailable(self, error: RayError) -> PoolUnavailable:
+        if isinstance(error, RayTaskError):
+            cause: Any = error.cause
+            if isinstance(cause, PoolUnavailable):
+                return cause
+            what = f"{type(cause).__name__}: {cause}"
+            return PoolUnavailable(f"the controller of the app {self.app_name!r} failed inside gworker: {what}")
+        return PoolUnavailable(f"the controller of the app {self.app_name!r} is gone: {death_reason(error)}")
 
     def report(self, router: str, key: PoolKey, demand: Demand) -> None:
         """See PoolSource."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
+from gworker.code import CodePackage
 from gworker.control import checkpoint as checkpoint_module
 from gworker.control import keeper as keeper_module
 from gworker.control import placement as placement_module
@@ -251,6 +252,7 @@ class FakeRouter:
     def __init__(self, controller: Controller, definition: PoolDefinition) -> None:
         self.view: PoolView | None = None
         self.queued = 0
+        self.slow_s = 0.0
         self._controller = controller
         self._definition = definition
         self._tasks = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(self._report())]
@@ -260,7 +262,9 @@ class FakeRouter:
         key = self._definition.key
         while True:
             definition = self._definition if known is None else None
-            self.view = await self._controller.watch("router", key, known, definition)
+            view = await self._controller.watch("router", key, known, definition)
+            await asyncio.sleep(self.slow_s)
+            self.view = view
             known = None if self.view.forgotten else (self.view.epoch, self.view.version)
             while known is None and not self.queued:  # noqa: ASYNC110  # what a test sets is no event
                 await asyncio.sleep(0.25)
@@ -386,6 +390,44 @@ async def test_without_room_for_both_versions_one_worker_at_a_time_makes_way_how
     assert (await controller.progress(version)).phase is Phase.READY
     assert len(world.pids("Echo#2")) == 4 and world.pids("Echo#1") == []
     assert least == 3
+
+
+async def test_that_a_version_serves_is_said_when_the_routers_know_it(world: World, follow: Any) -> None:
+    controller = await world.controller()
+    echo = deployed(min_workers=1)
+    await controller.deploy(classes(echo))
+    await world.pass_time(3)
+    router = follow(controller, echo.default_pool)
+    await world.pass_time(1)
+    router.slow_s = 0.2
+    version = await controller.deploy(classes(echo))
+    progress = asyncio.ensure_future(controller.progress(version))
+    for _ in range(100):
+        await world.timeline.advance(0.01)
+        if progress.done():
+            break
+    assert progress.result().phase is Phase.READY
+    assert router.ready() == world.pids("Echo#2")
+
+
+async def test_the_code_of_a_version_is_kept_though_that_of_an_older_one_is_dropped(world: World) -> None:
+    controller = await world.controller()
+    for digest in ("one", "two"):
+        await controller.deploy(classes(replace(deployed(min_workers=1), code=digest)), CodePackage(digest, b"1"))
+        await world.pass_time(1)
+    # "one" goes about now, and nothing that runs needs the code of a class that wants values to be given.
+    await controller.deploy(classes(replace(deployed(), code="three", default_pool=None)), CodePackage("three", b"3"))
+    await world.pass_time(100)
+    assert [key.decode().rpartition("/")[2] for key in world.kv.data if b"/code/" in key] == ["three"]
+
+
+def test_workers_of_an_app_are_not_taken_for_those_of_another_whose_name_begins_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [deployment.worker_options(app, f"Echo-{n}")["name"] for app in ("a", "a/b") for n in (1, 2)]
+    monkeypatch.setattr(deployment, "_names", lambda: names)
+    monkeypatch.setattr(deployment, "_find", lambda name: None)
+    assert deployment.reap_workers("a", {"Echo-1"}) == ["Echo-2"]
 
 
 # --- the end -----------------------------------------------------------------------------------------------------
