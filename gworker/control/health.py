@@ -33,6 +33,22 @@ class Health:
         self._ejections = 0
         self._ejection_s = 0.0
 
+    @classmethod
+    def restored(cls, probes: Iterable[Probe], failing: Iterable[tuple[Probe, Verdict]], now: float) -> Health:
+        """The health of a worker of which was written down what is `failing`."""
+        health = cls(probes)
+        for probe, last in failing:
+            if (state := health._states.get(probe)) is not None:
+                state.healthy, state.last = False, last
+                state.consecutive_failures = probe.failures
+        health.condemned_at = now if health._failing("liveness") else None
+        return health
+
+    @property
+    def failing(self) -> tuple[tuple[Probe, Verdict], ...]:
+        """The probes that have failed as often as they may, and what each said last."""
+        return tuple((probe, state.last) for probe, state in self._states.items() if not state.healthy)
+
     def record(self, probe: Probe, verdict: Verdict, latency_s: float, reason: str, now: float) -> bool | None:
         """Count a verdict. False if it made the probe fail for good, True if it passes again, None if neither."""
         self.latest[probe] = ProbeStatus(probe.method, probe.kind, verdict.name, latency_s * 1000.0, reason)

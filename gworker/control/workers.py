@@ -9,7 +9,7 @@ from typing import Any
 
 from gworker.control.health import Health
 from gworker.observe.status import WorkerStatus
-from gworker.probe import Probe
+from gworker.probe import Probe, Verdict
 from gworker.router.membership import DirectAddress
 
 
@@ -77,7 +77,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class WorkerRecord:
-    """A worker as it is written down, for a controller that has to take it over."""
+    """A worker as it is written down, for a controller that has to take it over. `failing`: see `Health.failing`."""
 
     id: str
     number: int
@@ -87,6 +87,7 @@ class WorkerRecord:
     reason: str
     pid: int | None
     node_id: str | None
+    failing: tuple[tuple[Probe, Verdict], ...]
 
 
 def record_of(worker: Worker, now: float) -> WorkerRecord:
@@ -100,6 +101,7 @@ def record_of(worker: Worker, now: float) -> WorkerRecord:
         reason=worker.reason,
         pid=worker.pid,
         node_id=worker.node_id,
+        failing=worker.health.failing,
     )
 
 
@@ -110,7 +112,7 @@ def restored_worker(record: WorkerRecord, probes: Iterable[Probe], elapsed_s: fl
         number=record.number,
         slot=record.slot,
         created=now - elapsed_s - record.age_s,
-        health=Health(probes),
+        health=Health.restored(probes, record.failing, now),
         state=WorkerState.DRAINING if record.state is WorkerState.DRAINING else WorkerState.STARTING,
         reason=record.reason,
         pid=record.pid,
