@@ -17,13 +17,12 @@ import logging
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayError
+from ray.exceptions import RayError
 from typing_extensions import Never, dataclass_transform
 
 from gworker import context, termination
@@ -39,7 +38,7 @@ from gworker.parameters import MISSING, bind_parameters, parameter
 from gworker.probe import Probe
 from gworker.retries import Retries
 from gworker.router import deployment
-from gworker.router.client import ANSWER_S, AppClient, deployed_client
+from gworker.router.client import AppClient, deployed_client
 from gworker.router.cluster import have_ray, is_alive, is_ours_alone, started_here
 from gworker.router.membership import DeployedClass, PoolDefinition, PoolKey
 from gworker.router.router import EXPLAIN_AFTER_S
@@ -48,10 +47,6 @@ from gworker.wire import pack, pack_by_value
 log = logging.getLogger("gworker")
 T = TypeVar("T")
 
-# How long to wait for the controller of a deployed app to be replaced before it is asked again.
-CONTROLLER_BACK_S = 0.5
-# How often a drain looks whether Ray is still there.
-RAY_GONE_S = 2.0
 _UNSET: Any = object()
 
 _apps: dict[str, App] = {}
@@ -279,26 +274,21 @@ class App:
                 "with `ray start --head`",
                 self._cluster_name,
             )
-        controller = create_controller(self._boot(deployed=True))
+        create_controller(self._boot(deployed=True))
         modules = [sys.modules[cls.user_cls.__module__] for cls in self.classes.values() if importable_cls(cls)]
         code = pack_code(modules)
-        if code is not None:
-            deployment.store_code(self._cluster_name, code)
         digest = "" if code is None else code.digest
         deployed = {key: _deployable(cls, digest, modules) for key, cls in self.classes.items()}
-        version: int = ray.get(controller.deploy.remote(deployed))
+        client = deployed_client(self._cluster_name)
+        version: int = client.ask("deploy", deployed, code, timeout_s=None)
         with self._lock:
-            self._running = deployed_client(self._cluster_name)
-            self._follow(self._running)
-        self._wait_for_update(self._running, version)
+            self._running = client
+            self._follow(client)
+        self._wait_for_update(client, version)
 
     def _wait_for_update(self, client: AppClient, version: int) -> None:
         while True:
-            try:
-                progress: Progress = ray.get(client.controller.progress.remote(version))
-            except ActorUnavailableError:  # its replacement goes on with the update
-                time.sleep(CONTROLLER_BACK_S)
-                continue
+            progress: Progress = client.ask("progress", version, timeout_s=None)
             if progress.phase is Phase.READY:
                 return
             if progress.phase is Phase.FAILED:
@@ -337,7 +327,7 @@ class App:
         running = self._running_or_deployed()
         if running is None:
             return AppStatus(self.name, running=False)
-        status: AppStatus = ray.get(running.controller.status.remote(), timeout=ANSWER_S)
+        status: AppStatus = running.ask("status")
         return status
 
     def events(self) -> Iterator[Event]:
@@ -349,11 +339,8 @@ class App:
         seen = 0
         while running is not None:
             try:
-                news: tuple[Event, ...] = ray.get(running.controller.events.remote(seen))
-            except ActorUnavailableError:
-                time.sleep(CONTROLLER_BACK_S)
-                continue
-            except RayError:
+                news: tuple[Event, ...] = running.ask("events", seen, timeout_s=None)
+            except (PoolUnavailable, RayError):
                 return
             for event in news:
                 seen = event.number
@@ -392,18 +379,13 @@ class App:
     def _stop_workers(self, running: AppClient, drain: bool) -> None:
         try:
             with termination.undisturbed():
-                stopped = running.controller.stop.remote(drain, termination.left_for_inputs_s())
-                while not ray.wait([stopped], timeout=RAY_GONE_S)[0]:
-                    if not is_alive():  # who ended this process may have ended its Ray as well
-                        log.warning("%s: Ray has ended before the workers were drained", self.name)
-                        return
-                ray.get(stopped)
+                running.ask("stop", drain, termination.left_for_inputs_s(), timeout_s=None)
         except KeyboardInterrupt:
             log.warning("interrupted again: the workers of %s are killed without draining", self.name)
             with termination.undisturbed():
-                ray.get(running.controller.stop.remote(False), timeout=ANSWER_S)
+                running.ask("stop", False)
             raise
-        except RayError:
+        except (PoolUnavailable, RayError):
             log.warning("the controller of %s was gone before it could stop its workers", self.name)
 
     def _at_exit(self) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import ray
 
 from gworker import clock
+from gworker.code import CodePackage
 from gworker.control.board import WATCH_S, Board
 from gworker.control.checkpoint import Checkpoint, Journal, RolloutRecord, UpdateRecord
 from gworker.control.keeper import House, Keeper
@@ -168,16 +169,19 @@ class Controller:
                 pool.retired = True
         self._wake.set()
 
-    async def deploy(self, classes: Mapping[str, DeployedClass]) -> int:
+    async def deploy(self, classes: Mapping[str, DeployedClass], code: CodePackage | None = None) -> int:
         """Begin to serve these classes, and no others; returns the version, whose progress can be asked for.
 
-        An update that is still on its way is rolled back first.
+        `code` is what they are imported from; stored before, it might be taken for that of a version that goes. An
+        update that is still on its way is rolled back first.
         """
         await self.begin()
         if self._stopping:
             raise PoolUnavailable(self._being_stopped)
         if self._update is not None:
             self._end_update(Phase.FAILED, "another version was deployed meanwhile")
+        if code is not None:
+            deployment.store_code(self._boot.app_name, code)
         self._version += 1
         self._begin_update({name: replace(c, generation=self._version) for name, c in classes.items()})
         self._write_down(clock.now())  # whoever deploys is to hear only of what a successor would go on with
@@ -198,6 +202,9 @@ class Controller:
             return Progress(version, Phase.FAILED, "another version was deployed meanwhile")
         if self._progress.version < version:
             return Progress(version, Phase.FAILED, "the controller died before it could begin: deploy again")
+        if self._progress.phase is Phase.READY:
+            # Whoever has deployed is to meet the new version, at the next call.
+            await asyncio.gather(*(route.seen_by_all() for _, route in self._board.routes()))
         return self._progress
 
     async def deployed_class(self, name: str) -> DeployedClass:

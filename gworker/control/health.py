@@ -45,6 +45,24 @@ class Health:
         self._ejections = 0
         self._ejection_s = 0.0
 
+    @classmethod
+    def restored(cls, probes: Iterable[Probe], failing: Iterable[tuple[Probe, bool]], now: float) -> Health:
+        """The health of a worker of which was written down what is `failing`."""
+        health = cls(probes)
+        for probe, denied in failing:
+            if (state := health._states.get(probe)) is not None:
+                state.healthy, state.consecutive_failures = False, probe.failures
+                health._failing[probe] = None
+                if denied:
+                    health._denied.add(probe)
+        health.condemned_at = now if health.condemning is not None else None
+        return health
+
+    @property
+    def failing(self) -> tuple[tuple[Probe, bool], ...]:
+        """The probes that have failed as often as they may, and whether an answer has said so, not only silence."""
+        return tuple((probe, probe in self._denied) for probe in self._failing)
+
     def record(self, probe: Probe, verdict: Verdict, latency_s: float, reason: str, now: float) -> bool | None:
         """Count a verdict. False if it made the probe fail for good, True if it passes again, None if neither."""
         self.latest[probe] = ProbeStatus(probe.method, probe.kind, verdict.name, latency_s * 1000.0, reason)

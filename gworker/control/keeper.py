@@ -196,7 +196,7 @@ class Keeper:
 
     def _died(self, reason: str) -> None:
         pool, worker = self.pool, self.worker
-        if worker.state is WorkerState.STARTING:
+        if worker.state is WorkerState.STARTING and worker.pid is None:
             log.error("%s: %s died while starting: %s", self._house.app_name, worker.id, reason)
             pool.start_failed(worker, reason, clock.now())
             return
@@ -212,17 +212,25 @@ class Keeper:
         log.info("%s: draining %s: %s", self._house.app_name, worker.id, reason)
         served = worker.actor is not None and worker.pid is not None and not worker.silent
         worker.state, worker.reason = WorkerState.DRAINING, reason
-        self._house.changed(self.pool)
-        if served:
-            grace_s = self.pool.definition.options.drain_timeout_s
-            grace_s = grace_s if most_s is None else min(grace_s, most_s)
-            problems = await self._within(worker.actor.drain.remote(grace_s), grace_s + EXIT_BUDGET_S + 10.0)
-            for problem in ["it did not drain in time and is killed"] if problems is None else problems:
-                log.warning("%s: draining %s: %s", self._house.app_name, worker.id, problem)
-            # A router that has not yet seen that the worker drains may send it one more input, which is refused.
-            await self._house.seen(self.pool)
-            await self._within(worker.actor.settle.remote(), SETTLE_S)
-        self.kill()
+        try:
+            self._house.changed(self.pool)
+            if served:
+                await self._drain(most_s)
+        except Exception:
+            log.exception("%s: draining %s failed inside gworker; it is killed", self._house.app_name, worker.id)
+        finally:
+            self.kill()
+
+    async def _drain(self, most_s: float | None) -> None:
+        worker = self.worker
+        grace_s = self.pool.definition.options.drain_timeout_s
+        grace_s = grace_s if most_s is None else min(grace_s, most_s)
+        problems = await self._within(worker.actor.drain.remote(grace_s), grace_s + EXIT_BUDGET_S + 10.0)
+        for problem in ["it did not drain in time and is killed"] if problems is None else problems:
+            log.warning("%s: draining %s: %s", self._house.app_name, worker.id, problem)
+        # A router that has not yet seen that the worker drains may send it one more input, which is refused.
+        await self._house.seen(self.pool)
+        await self._within(worker.actor.settle.remote(), SETTLE_S)
 
     async def stats(self) -> WorkerStats | None:
         """The worker's own counters; None where it does not answer soon."""

@@ -80,7 +80,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class WorkerRecord:
-    """A worker as it is written down, for a controller that has to take it over."""
+    """A worker as it is written down, for a controller that has to take it over. `failing`: see `Health.failing`."""
 
     id: str
     number: int
@@ -91,6 +91,7 @@ class WorkerRecord:
     reason: str
     pid: int | None
     node_id: str | None
+    failing: tuple[tuple[Probe, bool], ...]
 
 
 def record_of(worker: Worker, now: float) -> WorkerRecord:
@@ -105,6 +106,7 @@ def record_of(worker: Worker, now: float) -> WorkerRecord:
         reason=worker.reason,
         pid=worker.pid,
         node_id=worker.node_id,
+        failing=worker.health.failing,
     )
 
 
@@ -115,7 +117,7 @@ def restored_worker(record: WorkerRecord, probes: Iterable[Probe], elapsed_s: fl
         number=record.number,
         slot=record.slot,
         created=now - elapsed_s - record.age_s,
-        health=Health(probes),
+        health=Health.restored(probes, record.failing, now),
         state=WorkerState.DRAINING if record.state is WorkerState.DRAINING else WorkerState.STARTING,
         reason=record.reason,
         pid=record.pid,

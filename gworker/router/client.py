@@ -6,17 +6,18 @@ import asyncio
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from gworker import clock
 from gworker.deaths import death_reason
 from gworker.errors import GWorkerError, NotFound, PoolUnavailable
 from gworker.router import deployment
-from gworker.router.cluster import attach
+from gworker.router.cluster import attach, is_alive
 from gworker.router.direct import DirectLane
 from gworker.router.lanes import Lane, RayLane
 from gworker.router.loop import io_loop
@@ -27,6 +28,8 @@ log = logging.getLogger("gworker.router")
 
 # How long a controller may take to answer a question of a person.
 ANSWER_S = 30.0
+# How often it is looked, while an answer is waited for, whether Ray is still there.
+RAY_GONE_S = 2.0
 # How often a controller that is being replaced is asked whether it is back.
 FIND_AGAIN_S = 0.2
 
@@ -80,35 +83,64 @@ class AppClient:
                 self.version = view.app_version or self.version
                 return view
             except RayError as error:
-                if not await self._found_again():
+                # An error of its own it would only raise again.
+                if isinstance(error, RayTaskError) or not await asyncio.to_thread(self._found_again):
                     self.lost = True
-                    reason = f"the controller of the app {self.app_name!r} is gone: {death_reason(error)}"
-                    raise PoolUnavailable(reason) from error
+                    raise self._unavailable(error) from error
             await asyncio.sleep(FIND_AGAIN_S)
+
+    def ask(self, question: str, *about: Any, timeout_s: float | None = ANSWER_S) -> Any:
+        """What the controller answers, whose method `question` is. One that is being replaced is waited for.
+
+        Raises what that raises, and PoolUnavailable when the controller is gone.
+        """
+        deadline = clock.deadline_after(timeout_s)
+        while True:
+            try:
+                answer = getattr(self.controller, question).remote(*about)
+                while not ray.wait([answer], timeout=min(RAY_GONE_S, clock.left_until(deadline) or RAY_GONE_S))[0]:
+                    if not is_alive():  # who ends this process may have ended its Ray as well
+                        raise PoolUnavailable(f"Ray has ended before the app {self.app_name!r} had answered")
+                    if clock.left_until(deadline) == 0.0:
+                        raise PoolUnavailable(f"the controller of the app {self.app_name!r} does not answer")
+                return ray.get(answer)
+            except RayTaskError as error:
+                raise error.cause from None  # without the controller's frames, which say nothing to who asked
+            except RayActorError as error:
+                if clock.left_until(deadline) == 0.0 or not self._found_again():
+                    raise self._unavailable(error) from error
+            time.sleep(FIND_AGAIN_S)
 
     def deployed_class(self, name: str) -> DeployedClass:
         """A class of a deployed app. Raises NotFound."""
-        found: DeployedClass = _answer(self.controller.deployed_class.remote(name))
+        found: DeployedClass = self.ask("deployed_class", name)
         return found
 
     def generations(self) -> dict[str, int]:
         """The classes of a deployed app, and the version that each is served in."""
-        found: dict[str, int] = ray.get(self.controller.generations.remote(), timeout=ANSWER_S)
+        found: dict[str, int] = self.ask("generations")
         return found
 
     def scale(self, class_name: str, variant: str, min_workers: int | None, max_workers: int | None) -> tuple[int, int]:
         """Change how many workers a class may have; the bounds as they are then. Raises NotFound, InvalidDefinition."""
-        bounds: tuple[int, int] = _answer(self.controller.scale.remote(class_name, variant, min_workers, max_workers))
+        bounds: tuple[int, int] = self.ask("scale", class_name, variant, min_workers, max_workers)
         return bounds
 
-    async def _found_again(self) -> bool:
-        """Whether the controller of a deployed app is there, or on its way back."""
-        if self._find_again is None:
-            return False
-        found = await asyncio.to_thread(self._find_again)
+    def _found_again(self) -> bool:
+        """Whether the controller of a deployed app is there, or on its way back. A blocking round trip."""
+        found = None if self._find_again is None else self._find_again()
         if found is not None:
             self.controller = found
         return found is not None
+
+    def _unavailable(self, error: RayError) -> PoolUnavailable:
+        if isinstance(error, RayTaskError):
+            cause: Any = error.cause
+            if isinstance(cause, PoolUnavailable):
+                return cause
+            what = f"{type(cause).__name__}: {cause}"
+            return PoolUnavailable(f"the controller of the app {self.app_name!r} failed inside gworker: {what}")
+        return PoolUnavailable(f"the controller of the app {self.app_name!r} is gone: {death_reason(error)}")
 
     def report(self, router: str, key: PoolKey, demand: Demand) -> None:
         """See PoolSource."""
@@ -173,14 +205,6 @@ class AppClient:
 def _node_id() -> str:
     found: str = ray.get_runtime_context().get_node_id()
     return found
-
-
-def _answer(reference: Any) -> Any:
-    """What the controller answers; what it raises, as it was."""
-    try:
-        return ray.get(reference, timeout=ANSWER_S)
-    except RayTaskError as error:
-        raise error.cause from None  # without the frames of the controller, which say nothing to its caller
 
 
 _clients: dict[str, AppClient] = {}

@@ -116,4 +116,4 @@ def _code_key(app_name: str, digest: str) -> bytes:
 
 
 def _worker_prefix(app_name: str) -> str:
-    return f"worker/{app_name}/"
+    return f"worker/{urllib.parse.quote(app_name, safe='')}/"

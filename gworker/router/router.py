@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import itertools
 import logging
 import os
 import threading
@@ -71,7 +72,7 @@ class Link:
         self.broken = False
         self.calls: dict[int, RoutedCall] = {}
         self._router = router
-        self.lane = router.source.make_lane(worker, router.session_name(worker), self)
+        self.lane = router.source.make_lane(worker, router.new_session(), self)
 
     @property
     def load(self) -> float:
@@ -108,7 +109,8 @@ class Router:
         self._woken = False
         self._live: dict[int, RoutedCall] = {}
         self._links: dict[str, Link] = {}
-        self._lost: dict[str, tuple[int, float]] = {}
+        self._lost_at: dict[str, float] = {}
+        self._sessions = itertools.count(1)
         self._view: PoolView | None = None
         self._closed: GWorkerError | None = None
         self._reported = Demand(0, 0)
@@ -256,18 +258,13 @@ class Router:
                 best = link
         return best
 
-    def session_name(self, worker: WorkerView) -> str:
-        """What a worker knows a new link as: one that lives, and had given this process up, knows it anew."""
-        lost = self._times_lost(worker)
-        return f"{self.name}-{lost}" if lost else self.name
-
-    def _times_lost(self, worker: WorkerView) -> int:
-        return self._lost.get(worker.id, (0, 0.0))[0]
+    def new_session(self) -> str:
+        """What a worker knows a new link as. It may have known this router before, and have counted its bundles."""
+        return f"{self.name}-{next(self._sessions)}"
 
     def _may_link(self, worker: WorkerView) -> bool:
         # A view that was on its way may name a worker that has just died.
-        _, at = self._lost.get(worker.id, (0, float("-inf")))
-        return clock.now() - at > RELINK_AFTER_S
+        return clock.now() - self._lost_at.get(worker.id, float("-inf")) > RELINK_AFTER_S
 
     def _has_ready_links(self) -> bool:
         return any(link.ready and not link.broken for link in self._links.values())
@@ -344,7 +341,7 @@ class Router:
         """A worker is gone: settle each call that was there."""
         link.broken = True
         self._links.pop(link.worker.id, None)
-        self._lost[link.worker.id] = (self._times_lost(link.worker) + 1, clock.now())
+        self._lost_at[link.worker.id] = clock.now()
         self._errors[link.worker.id] = self._errors.get(link.worker.id, 0) + 1
         calls, link.calls = list(link.calls.values()), {}
         again: list[RoutedCall] = []
@@ -452,7 +449,7 @@ class Router:
             _noticed.add(view.notice)
             log.warning("%s", view.notice)
         seen = {worker.id: worker for worker in view.workers}
-        self._lost = {worker_id: lost for worker_id, lost in self._lost.items() if worker_id in seen}
+        self._lost_at = {worker_id: at for worker_id, at in self._lost_at.items() if worker_id in seen}
         self._errors = {w: count for w, count in self._errors.items() if w in seen and seen[w].ready}
         for link in list(self._links.values()):
             now_seen = seen.get(link.worker.id)

@@ -293,7 +293,9 @@ class WorkerActor:
         while (left_s := self._watched_at + orphaned_s - clock.now()) > 0:  # noqa: ASYNC110  # time is the event
             await asyncio.sleep(left_s)
         log.warning("%s: no controller for %.0f s: the worker drains and ends", self._boot.worker_id, orphaned_s)
-        await self._drain_once(DRAIN_ORPHAN_S)
+        if self._instance is not None:
+            with contextlib.suppress(Exception):
+                await self._drain_once(DRAIN_ORPHAN_S)
         ray.kill(ray.get_runtime_context().current_actor)
 
     async def _keep_leases(self) -> None:

@@ -665,3 +665,27 @@ def app(make_app: Callable[[], Any]) -> Iterator[Any]:
     made = make_app()
     yield made
     made.stop(drain=False)
+
+
+def test_whoever_asks_while_a_controller_is_being_replaced_waits_for_its_replacement(
+    app: Any, ledger: Any, pids: Any, controller_pid: Any, gone: Any, eventually: Any
+) -> None:
+    define(app, ledger)
+    app.deploy()
+    served = pids(app, "Echo")
+
+    def kill() -> None:
+        eventually(lambda: len(pids(app, "Echo")) == 2, 30)
+        os.kill(controller_pid(app), signal.SIGKILL)
+
+    kill()
+    assert app.status().pool("Echo").desired == 2
+    kill()
+    assert gw.Cls.from_name(app.name, "Echo")().count.remote(1) == 1
+    kill()
+    app.deploy()
+    newer: list[int] = eventually(lambda: (now := pids(app, "Echo")) and not set(now) & set(served) and now, 30)
+    kill()
+    app.stop()
+    assert eventually(lambda: gone(*newer))
+    assert [f"exit {pid}" in ledger.lines() for pid in newer] == [True, True]

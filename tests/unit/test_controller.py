@@ -10,18 +10,22 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
+from gworker.code import CodePackage
 from gworker.control import checkpoint as checkpoint_module
 from gworker.control import keeper as keeper_module
 from gworker.control import placement as placement_module
+from gworker.control.board import Route
 from gworker.control.controller import Controller, ControllerBoot
 from gworker.control.pool import Pool
 from gworker.control.rollout import Phase
+from gworker.control.workers import WorkerState
 from gworker.errors import PoolUnavailable
 from gworker.options import Options
+from gworker.probe import Probe, Verdict
 from gworker.router import deployment
 from gworker.router.membership import Demand, DeployedClass, PoolDefinition, PoolKey, PoolView
 from gworker.wire import Payload
-from gworker.worker.actor import StartReport, WorkerBoot
+from gworker.worker.actor import ProbeReport, StartReport, WorkerBoot, WorkerStats
 
 NOTHING = Payload(b"")
 # How long Ray takes to start a process.
@@ -49,7 +53,7 @@ class FakeWorker:
         self.starts = 0
         self.drains = 0
         self.fail: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
-        for name in ("start", "watch", "drain", "settle"):
+        for name in ("stats", "start", "watch", "drain", "settle", "probe"):
             setattr(self, name, Method(getattr(self, f"_{name}")))
         self.__ray_ready__ = Method(self._ready)
 
@@ -92,6 +96,12 @@ class FakeWorker:
 
     async def _settle(self) -> None:
         pass
+
+    async def _stats(self) -> WorkerStats:
+        return WorkerStats(0, 0, 0, 0, {})
+
+    async def _probe(self, probe: Probe) -> ProbeReport:
+        return ProbeReport(Verdict.UNKNOWN, 0.0, False)
 
 
 class FakeKv:
@@ -251,6 +261,7 @@ class FakeRouter:
     def __init__(self, controller: Controller, definition: PoolDefinition) -> None:
         self.view: PoolView | None = None
         self.queued = 0
+        self.slow_s = 0.0
         self._controller = controller
         self._definition = definition
         self._tasks = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(self._report())]
@@ -260,7 +271,9 @@ class FakeRouter:
         key = self._definition.key
         while True:
             definition = self._definition if known is None else None
-            self.view = await self._controller.watch("router", key, known, definition)
+            view = await self._controller.watch("router", key, known, definition)
+            await asyncio.sleep(self.slow_s)
+            self.view = view
             known = None if self.view.forgotten else (self.view.epoch, self.view.version)
             while known is None and not self.queued:  # noqa: ASYNC110  # what a test sets is no event
                 await asyncio.sleep(0.25)
@@ -386,6 +399,44 @@ async def test_without_room_for_both_versions_one_worker_at_a_time_makes_way_how
     assert (await controller.progress(version)).phase is Phase.READY
     assert len(world.pids("Echo#2")) == 4 and world.pids("Echo#1") == []
     assert least == 3
+
+
+async def test_that_a_version_serves_is_said_when_the_routers_know_it(world: World, follow: Any) -> None:
+    controller = await world.controller()
+    echo = deployed(min_workers=1)
+    await controller.deploy(classes(echo))
+    await world.pass_time(3)
+    router = follow(controller, echo.default_pool)
+    await world.pass_time(1)
+    router.slow_s = 0.2
+    version = await controller.deploy(classes(echo))
+    progress = asyncio.ensure_future(controller.progress(version))
+    for _ in range(100):
+        await world.timeline.advance(0.01)
+        if progress.done():
+            break
+    assert progress.result().phase is Phase.READY
+    assert router.ready() == world.pids("Echo#2")
+
+
+async def test_the_code_of_a_version_is_kept_though_that_of_an_older_one_is_dropped(world: World) -> None:
+    controller = await world.controller()
+    for digest in ("one", "two"):
+        await controller.deploy(classes(replace(deployed(min_workers=1), code=digest)), CodePackage(digest, b"1"))
+        await world.pass_time(1)
+    # "one" goes about now, and nothing that runs needs the code of a class that wants values to be given.
+    await controller.deploy(classes(replace(deployed(), code="three", default_pool=None)), CodePackage("three", b"3"))
+    await world.pass_time(100)
+    assert [key.decode().rpartition("/")[2] for key in world.kv.data if b"/code/" in key] == ["three"]
+
+
+def test_workers_of_an_app_are_not_taken_for_those_of_another_whose_name_begins_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [deployment.worker_options(app, f"Echo-{n}")["name"] for app in ("a", "a/b") for n in (1, 2)]
+    monkeypatch.setattr(deployment, "_names", lambda: names)
+    monkeypatch.setattr(deployment, "_find", lambda name: None)
+    assert deployment.reap_workers("a", {"Echo-1"}) == ["Echo-2"]
 
 
 # --- the end -----------------------------------------------------------------------------------------------------
@@ -556,3 +607,53 @@ async def test_workers_that_wait_for_a_place_cost_little_however_many_they_are(
     assert looks <= 2 * 10 / 0.25
     (pool,) = (await controller.status()).pools
     assert pool.pending == 50 and pool.waiting_for == "50 starting: waiting for CPU x1"
+
+
+async def test_a_worker_that_drains_ends_whatever_goes_wrong_on_the_controllers_side(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller = await world.controller()
+    await controller.deploy(classes(deployed(min_workers=1)))
+    await world.pass_time(2)
+
+    async def broken(route: Route) -> None:
+        raise RuntimeError("a fault of our own")
+
+    monkeypatch.setattr(Route, "seen_by_all", broken)
+    stopping = asyncio.ensure_future(controller.stop(drain=True))
+    await world.pass_time(3)
+    assert stopping.done() and world.workers == {}
+
+
+async def test_a_worker_that_said_it_is_not_ready_is_not_used_by_the_next_controller(world: World) -> None:
+    readiness = Probe.on("warm", kind="readiness", failures=1, period_s=1000)
+    controller = await world.controller()
+    await controller.deploy(classes(deployed(min_workers=2, probes=[readiness])))
+    await world.pass_time(3)
+    (pool,) = controller._pools.values()
+    pool.probed(pool.workers["Echo-1"], readiness, Verdict.FAILED, 0.001, "returned False", world.timeline.now())
+    await world.pass_time(1)
+    await world.die(controller)
+    successor = await world.controller()
+    (pool,) = successor._pools.values()
+    assert [(w.id, w.ready) for w in pool.view.workers] == [("Echo-1", False), ("Echo-2", True)]
+    assert pool.workers["Echo-1"].state is WorkerState.UNREADY
+    pool.probed(pool.workers["Echo-1"], readiness, Verdict.PASSED, 0.001, "", world.timeline.now())
+    await world.pass_time(1)
+    assert [w.ready for w in pool.view.workers] == [True, True]
+
+
+async def test_a_worker_that_died_while_there_was_no_controller_has_crashed_and_did_not_fail_to_start(
+    world: World,
+) -> None:
+    controller = await world.controller()
+    await controller.deploy(classes(deployed(min_workers=1)))
+    await world.pass_time(2)
+    await world.die(controller)
+    del world.workers["Echo-1"]
+    successor = await world.controller()
+    await world.pass_time(3)
+    actions = [e.action for e in (await successor.events(0)) if e.worker == "Echo-1"]
+    assert actions == ["starting", "ready", "crashed"]
+    (pool,) = (await successor.status()).pools
+    assert (pool.ready, pool.restarts) == (1, 1)

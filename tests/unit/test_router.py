@@ -50,7 +50,8 @@ KEY = PoolKey("Embedder")
 class FakeLane:
     """A worker as far as a router can tell: what it was sent, and the room it says it has."""
 
-    def __init__(self, worker: WorkerView, link: Link, vouches: bool) -> None:
+    def __init__(self, worker: WorkerView, session: str, link: Link, vouches: bool) -> None:
+        self.session = session
         self.vouches_for_starts = vouches
         self.link = link
         self.sent: list[Any] = []
@@ -142,7 +143,7 @@ class FakePool:
         self.reported_at.append(clock.now())
 
     def make_lane(self, worker: WorkerView, session: str, link: Link) -> FakeLane:
-        lane = self.lanes[worker.id] = FakeLane(worker, link, self.vouches)
+        lane = self.lanes[worker.id] = FakeLane(worker, session, link, self.vouches)
         self.made.append(lane)
         return lane
 
