@@ -37,22 +37,26 @@ for path in sys.argv[3:]:
     shutil.rmtree(path, ignore_errors=True)
 """
 
+# Ray kills the children of a worker that it stops. The guardian is none: a shell starts it, and is gone in a moment.
+_APART = ("/bin/sh", "-c", '"$@" &', "sh")
+
 
 def guard_this_process(*folders: str) -> None:
     """Start the guardian of this process, where the system has what it needs (Linux 5.3 and /proc).
 
     `folders` are removed once the process has ended.
     """
-    if not hasattr(os, "pidfd_open") or not os.path.isdir("/proc/self"):
+    if not hasattr(os, "pidfd_open") or not os.path.isdir("/proc/self") or not os.path.exists(_APART[0]):
         return
     mark = f"{os.getpid()}-{os.urandom(8).hex()}"
     environment = {name: value for name, value in os.environ.items() if name != _MARK}
     os.environ[_MARK] = mark
-    subprocess.Popen(  # noqa: S603  # what runs is the constant above
-        [sys.executable, "-I", "-S", "-c", _WATCH, str(os.getpid()), f"{_MARK}={mark}", *folders],
+    subprocess.run(  # noqa: S603  # what runs is the constant above
+        [*_APART, sys.executable, "-I", "-S", "-c", _WATCH, str(os.getpid()), f"{_MARK}={mark}", *folders],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # neither Ctrl-C nor the end of the worker's group ends it
+        check=False,
     )
