@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import os
 import socket
 from typing import Any, cast
 
-from gworker.frames import FrameReader, ProtocolError, encode_frame
-
-log = logging.getLogger("gworker.direct")
+from gworker.frames import FrameReader, encode_frame
 
 # A handshake is smaller than this; what an unknown peer sends beyond it is not read.
 _HANDSHAKE_BYTES = 1024
 # A connection whose peer does not take what was written does not take in more than this.
-_HIGH_WATER_BYTES = 4 * 2**20
+HIGH_WATER_BYTES = 4 * 2**20
 # A peer on another node that vanished without a word is noticed after about this long.
 _SILENCE_MS = 10_000
 
@@ -27,6 +25,7 @@ class Connection(asyncio.BufferedProtocol):
         self.writable = True
         self._reader: FrameReader | None = None
         self._handshake = bytearray(_HANDSHAKE_BYTES)
+        self._descriptor = -1
 
     # --- for subclasses -------------------------------------------------------------------------------------------
 
@@ -41,6 +40,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_writable(self) -> None:
         """The peer takes more again."""
+
+    def on_failed(self, error: Exception) -> None:
+        """What came could not be read, or handling it failed; the connection will be aborted."""
 
     def on_lost(self, error: BaseException | None) -> None:
         """The connection has ended."""
@@ -76,12 +78,15 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's are none by name
-        transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
-        _tune(transport.get_extra_info("socket"))
+        transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        connected = transport.get_extra_info("socket")
+        _tune(connected)
+        self._descriptor = keep_from_children(connected)
         self.on_connected()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
+        _kept.discard(self._descriptor)
         self.on_lost(exc)
 
     def get_buffer(self, sizehint: int) -> bytearray | memoryview:
@@ -93,11 +98,8 @@ class Connection(asyncio.BufferedProtocol):
                 self.on_handshake(bytes(self._handshake[:nbytes]))
             else:
                 self._reader.filled(nbytes)
-        except ProtocolError as error:
-            log.warning("a direct connection was closed: %s", error)
-            self.abort()
-        except Exception:  # garbage that does not unpickle, or a fault of ours: this connection ends, no other
-            log.exception("a direct connection was closed")
+        except Exception as error:  # garbage, or a fault of ours: this connection ends, no other
+            self.on_failed(error)
             self.abort()
 
     def eof_received(self) -> None:
@@ -109,6 +111,36 @@ class Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self.writable = True
         self.on_writable()
+
+
+# Sockets that a forked child must not hold open: their peers would not learn of this process's end.
+_kept: set[int] = set()
+
+
+def keep_from_children(opened: Any) -> int:
+    """See that no forked child holds this socket; returns its descriptor. One that runs another program never does."""
+    descriptor: int = opened.fileno()
+    _kept.add(descriptor)
+    return descriptor
+
+
+def give_to_children(opened: Any) -> None:
+    """The socket is about to be closed: its number may soon be another's."""
+    _kept.discard(opened.fileno())
+
+
+def _let_go() -> None:
+    # Not closed: what the child inherited of the loop may close the number once more, when it is another's.
+    if _kept:
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in _kept:
+            os.dup2(nothing, descriptor, inheritable=False)
+        os.close(nothing)
+        _kept.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _tune(connected: Any) -> None:

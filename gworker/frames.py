@@ -18,6 +18,7 @@ import hmac
 import os
 import pickle
 import struct
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,11 +31,13 @@ _DIGEST_BYTES = 32
 MAX_SESSION_BYTES = 128
 
 # A frame says how long its pickle is, how many buffers follow, and how long each of them is.
-_HEAD = struct.Struct("!IH")
+_HEAD = struct.Struct("!QH")
 _LENGTH = struct.Struct("!Q")
 _MAX_BUFFERS = 2**16 - 1
 # What is read at a time where no buffer of its own waits to be filled.
 _CHUNK_BYTES = 256 * 1024
+# From this size on a write, or a read, of its own is cheaper than a copy.
+_LARGE_BYTES = 64 * 1024
 
 
 class ProtocolError(ConnectionError):
@@ -48,14 +51,12 @@ def encode_frame(bundle: Any) -> list[Any]:
     """A bundle as byte strings and memory views, to be written one after another."""
     buffers: list[pickle.PickleBuffer] = []
     data = pickle.dumps(bundle, protocol=5, buffer_callback=buffers.append)
-    if not buffers:
-        return [_HEAD.pack(len(data), 0) + data]
     if len(buffers) > _MAX_BUFFERS:  # they travel inside the pickle instead
-        data = pickle.dumps(bundle, protocol=5)
-        return [_HEAD.pack(len(data), 0) + data]
+        data, buffers = pickle.dumps(bundle, protocol=5), []
     views = [buffer.raw() for buffer in buffers]
-    lengths = b"".join(_LENGTH.pack(view.nbytes) for view in views)
-    return [_HEAD.pack(len(data), len(views)) + lengths + data, *views]
+    head = _HEAD.pack(len(data), len(views)) + b"".join(_LENGTH.pack(view.nbytes) for view in views)
+    first = [head + data] if len(data) < _LARGE_BYTES else [head, data]
+    return [*first, *(view for view in views if view.nbytes)]
 
 
 class FrameReader:
@@ -73,11 +74,13 @@ class FrameReader:
         self._end = 0
         self._pickle: bytearray | None = None
         self._buffers: list[memoryview] = []
-        self._targets: list[memoryview] = []
+        self._targets: deque[memoryview] = deque()
+        self._direct = False
 
     def get_buffer(self) -> memoryview:
-        """Where the next bytes go: into the part of a frame that is being filled, else into the chunk."""
-        if self._targets:
+        """Where the next bytes go: straight into the part of a frame that is being filled, or into the chunk."""
+        self._direct = bool(self._targets) and self._targets[0].nbytes >= _LARGE_BYTES
+        if self._direct:
             return self._targets[0]
         if self._start == self._end:
             self._start = self._end = 0
@@ -89,13 +92,15 @@ class FrameReader:
 
     def filled(self, count: int) -> None:
         """`count` bytes have been put where `get_buffer` said."""
-        if self._targets:
+        if self._direct:
             self._advance(count)
-            if self._targets:
-                return
-            self._finish()
         else:
             self._end += count
+            self._take_from_chunk()
+        if self._targets:
+            return
+        if self._pickle is not None:
+            self._finish()
         while self._begin():
             pass
 
@@ -121,7 +126,7 @@ class FrameReader:
             raise ProtocolError(f"a frame of {wanted} bytes is more than this process has memory for")
         self._pickle = bytearray(pickle_bytes)
         self._buffers = [memoryview(bytearray(length)) for length in lengths]
-        self._targets = [part for part in (memoryview(self._pickle), *self._buffers) if part.nbytes]
+        self._targets.extend(part for part in (memoryview(self._pickle), *self._buffers) if part.nbytes)
         self._take_from_chunk()
         if self._targets:
             return False
@@ -150,7 +155,7 @@ class FrameReader:
     def _advance(self, count: int) -> None:
         target = self._targets[0]
         if count == target.nbytes:
-            self._targets.pop(0)
+            self._targets.popleft()
         else:
             self._targets[0] = target[count:]
 

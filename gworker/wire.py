@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import io
+import itertools
 import pickle
 import sys
 import traceback
@@ -80,7 +81,7 @@ def pack(value: Any) -> Payload:
     Classes and functions of importable modules travel by reference, those of `__main__` and of notebooks by value.
     Raises whatever pickling raises.
     """
-    buffers: list[bytes] = []
+    buffers: list[bytearray] = []
 
     def keep_out(buffer: pickle.PickleBuffer) -> bool:
         try:
@@ -90,7 +91,8 @@ def pack(value: Any) -> Payload:
         if view.nbytes < INLINE_BUFFER_BYTES:
             return True
         # A copy: a method may return the same preallocated array each time, and an iterator fill one array for .map.
-        buffers.append(bytes(view))
+        # Not as `bytes`, which pickle would have arrive read-only, so that the receiver had to copy it once more.
+        buffers.append(bytearray(view))
         return False
 
     if _is_plain(value, _PLAIN_DEPTH):
@@ -368,6 +370,30 @@ class Down(NamedTuple):
     room: int
     draining: bool
     messages: tuple[Started | Busy | Returned | Raised | Item | Ended, ...]
+
+
+# Which field of a message is its payload, if it has a large one.
+_PAYLOAD_OF = {Submit: 3, Returned: 1, Item: 1}
+
+
+def payload_bytes(message: Any) -> int:
+    """About how many bytes a message has to carry."""
+    field = _PAYLOAD_OF.get(type(message))
+    if field is None:
+        return 0
+    payload: Payload = message[field]
+    return payload.nbytes if payload.buffers else len(payload.data)
+
+
+def count_within(messages: Iterable[Any], most: int, most_bytes: int) -> int:
+    """How many of these messages make one bundle: `most`, or as many as have `most_bytes`, but one at least."""
+    count = total = 0
+    for message in itertools.islice(messages, most):
+        total += payload_bytes(message)
+        if total > most_bytes and count:
+            break
+        count += 1
+    return count
 
 
 class InOrder:

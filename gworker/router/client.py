@@ -154,8 +154,8 @@ class AppClient:
     def make_lane(self, worker: WorkerView, session: str, link: Link) -> Lane:
         """See PoolSource."""
 
-        def by_ray() -> Lane:
-            return RayLane(self._loop, worker.actor, session, worker.capacity, link, ray.is_initialized)
+        def by_ray(name: str) -> Lane:
+            return RayLane(self._loop, worker.actor, name, worker.capacity, link, ray.is_initialized)
 
         async def ask_tcp() -> tuple[str, int] | None:
             if not ray.is_initialized():
@@ -164,7 +164,7 @@ class AppClient:
             return found
 
         if worker.direct is None or os.environ.get("GWORKER_LANE") == "ray":
-            return by_ray()
+            return by_ray(session)
         return DirectLane(
             self._loop,
             worker.direct,
@@ -173,7 +173,8 @@ class AppClient:
             link,
             same_node=worker.direct.node_id == _node_id(),
             ask_tcp=ask_tcp,
-            fall_back=by_ray,
+            # By another name: the worker may know this one already, from a connection that was given up.
+            fall_back=lambda: by_ray(f"{session}.ray"),
         )
 
     @property

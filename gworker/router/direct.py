@@ -1,8 +1,8 @@
 """The direct lane: one connection between a router and a worker, beside Ray. See `frames` for what travels on it.
 
-Tried as a Unix socket, then as TCP, then given up for the ray lane. A connection that breaks is made again at once: if
-the worker lives, both sides send what the other has not got, and nothing runs twice; if nobody answers, the worker is
-dead.
+Tried as a Unix socket, then as TCP, then given up for the ray lane. A connection that breaks is made again at once, the
+way it was made before: if the worker lives, both sides send what the other has not got, and nothing runs twice; if
+nobody listens there any more, the worker is dead.
 """
 
 from __future__ import annotations
@@ -13,27 +13,43 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from gworker.connection import Connection
-from gworker.frames import GREETING_BYTES, WELCOME_BYTES, Hello, ProtocolError, RouterHandshake
+from gworker.connection import HIGH_WATER_BYTES, Connection
+from gworker.frames import GREETING_BYTES, WELCOME_BYTES, Hello, RouterHandshake
 from gworker.router.lanes import MAX_BUNDLE, Lane, LaneListener, Room
 from gworker.router.membership import DirectAddress
-from gworker.wire import Busy, Cancel, Credit, Down, Item, Started, Submit, Up
+from gworker.wire import Busy, Cancel, Credit, Down, Item, Started, Submit, Up, count_within
 
 log = logging.getLogger("gworker.router")
 
-# How long a connection may take to come about.
+# How long a connection may take to come about, each way.
 CONNECT_S = 5.0
+# A worker that is there and has no time for us now is asked again after this long.
+AGAIN_S = 0.02
 # A router that has nothing to say acknowledges after this long, so that the worker need not keep what it sent.
 ACKNOWLEDGE_S = 0.05
 # What is not worth a word of its own is said once in a process.
 _said: set[str] = set()
 
 
-class _Wire(Connection):
-    """The connection of a lane; after the handshake bundles go to the lane."""
+_Way = Callable[[], Awaitable[bool]]
 
-    def __init__(self, lane: DirectLane, secret: bytes, mine: Hello) -> None:
+
+class GivenUpError(ConnectionError):
+    """The worker lives, but has cancelled what this router had there."""
+
+
+# Somebody listens, and did not come to the point of welcoming us.
+_BUSY = (BlockingIOError, ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
+# Nobody listens.
+_GONE = (ConnectionRefusedError, FileNotFoundError)
+
+
+class _Wire(Connection):
+    """The connection of a lane; after the handshake bundles go to the lane. `way` is how it is made."""
+
+    def __init__(self, lane: DirectLane, way: _Way, secret: bytes, mine: Hello) -> None:
         super().__init__()
+        self.way = way
         self.welcome = asyncio.get_running_loop().create_future()
         self._lane = lane
         self._handshaking = RouterHandshake(secret)
@@ -49,10 +65,12 @@ class _Wire(Connection):
             self._greeted = True
         if self._greeted and len(self._received) >= WELCOME_BYTES:
             welcome = self._handshaking.welcomed(self._received[:WELCOME_BYTES])
+            if self.welcome.done():
+                self.abort()  # too late
+                return
             if not welcome.known:
-                raise ProtocolError("the worker had given this caller up")
-            if not self.welcome.done():
-                self.welcome.set_result(welcome)
+                raise GivenUpError("the worker had not heard of this process for too long, and has given its calls up")
+            self.welcome.set_result(welcome)
             self._lane.on_open(self, welcome.last)
             self.open_frames(self._received[WELCOME_BYTES:])
 
@@ -60,12 +78,22 @@ class _Wire(Connection):
         self._lane.on_bundle(bundle)
 
     def on_writable(self) -> None:
-        self._lane.schedule()
+        self._lane.on_writable()
+
+    def on_failed(self, error: Exception) -> None:
+        if self.welcome.done():
+            self._lane.on_failed(error)
+        else:
+            self._fail(error)
 
     def on_lost(self, error: BaseException | None) -> None:
-        if not self.welcome.done():
-            self.welcome.set_exception(error or ConnectionError("the worker closed the connection"))
+        self._fail(error or ConnectionResetError("the worker closed the connection"))
         self._lane.on_lost(self)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self.welcome.done():
+            self.welcome.set_exception(error)
+            self.welcome.exception()  # nobody may wait for it any more; then it is no news
 
 
 class DirectLane:
@@ -100,7 +128,8 @@ class DirectLane:
         self._wire: _Wire | None = None
         self._closed = False
         self._scheduled = False
-        self._opened = False
+        self._way: _Way | None = None
+        self._tcp: tuple[str, int] | None = None
         self._room = Room(capacity)
         self._inputs: set[int] = set()
         self._outgoing: deque[Any] = deque()
@@ -130,8 +159,8 @@ class DirectLane:
     def available(self) -> int:
         if self._other is not None:
             return self._other.available()
-        if not self._opened:
-            return 0
+        if self._wire is None or not self._wire.writable:
+            return 0  # what was never sent cannot have started: it stays in the router
         return self._room.left(idle=not self._inputs and not self._outgoing)
 
     def want(self, count: int) -> None:
@@ -143,8 +172,10 @@ class DirectLane:
             self.schedule()
 
     def close(self) -> None:
+        self._flush()  # cancellations
         self._closed = True
         self._outgoing.clear()
+        self._unacknowledged.clear()
         for timer in (self._acknowledging, self._connecting):
             if timer is not None:
                 timer.cancel()
@@ -172,7 +203,8 @@ class DirectLane:
             self._send_bundle(wire)
 
     def _send_bundle(self, wire: _Wire) -> None:
-        messages = tuple(self._outgoing.popleft() for _ in range(min(len(self._outgoing), MAX_BUNDLE)))
+        count = count_within(self._outgoing, MAX_BUNDLE, HIGH_WATER_BYTES) if wire.writable else 0
+        messages = tuple(self._outgoing.popleft() for _ in range(count))
         self._room.sent(self._sequence, sum(isinstance(m, Submit) for m in messages))
         bundle = Up(
             session=self._session,
@@ -225,16 +257,27 @@ class DirectLane:
 
     def on_open(self, wire: _Wire, last: int) -> None:
         """The worker knows us, and has our bundles up to `last`; it gets the others again."""
-        if self._closed:
+        if self._closed or self._other is not None:
             wire.abort()
             return
         self._wire = wire
-        self._opened = True
+        self._way = wire.way
         while self._unacknowledged and self._unacknowledged[0].sequence <= last:
             self._unacknowledged.popleft()
         for bundle in self._unacknowledged:
             wire.write(bundle)
+        self.on_writable()
+
+    def on_writable(self) -> None:
+        """The worker takes more."""
         self.schedule()
+        if not self._closed:
+            self._listener.on_progress()
+
+    def on_failed(self, error: Exception) -> None:
+        """What the worker sent could not be handled; it would be no better the second time."""
+        log.error("a direct connection was given up: what the worker sent could not be handled", exc_info=error)
+        self._break(ConnectionError(f"what it sent could not be handled: {type(error).__name__}: {error}"))
 
     def on_lost(self, wire: _Wire) -> None:
         """The connection has ended: the worker is dead, or it is to be made again."""
@@ -243,45 +286,63 @@ class DirectLane:
             self._connecting = self._loop.create_task(self._connect())
 
     async def _connect(self) -> None:
-        error: BaseException = ConnectionError("it cannot be reached")
-        for way in (self._by_unix_socket, self._by_tcp):
+        error: Exception = ConnectionError("it cannot be reached")
+        for way in (self._by_unix_socket, self._by_tcp) if self._way is None else (self._way,):
             try:
-                if await asyncio.wait_for(way(), CONNECT_S):
-                    if not self._closed:
-                        self._listener.on_progress()
+                if await self._dial(way):
                     return
-            except (OSError, asyncio.TimeoutError) as failed:
+            except Exception as failed:  # of the socket, or Ray's of a worker that is dead
+                log.debug("a direct connection to a worker failed: %r", failed)
                 error = failed
-                log.debug("a direct connection to a worker failed: %s", failed)
-            except Exception as failed:  # Ray's, of a worker that is dead
-                error = failed
+            if self._wire is not None or self._connecting is not asyncio.current_task():
+                return  # it came to pass at the last moment
         if self._closed:
             return
-        if self._opened:
-            self._break(ConnectionError(f"its process is gone: the direct connection broke and is refused ({error})"))
-            return
-        self._give_up(error)
+        if self._way is None:
+            self._give_up(error)
+        elif isinstance(error, GivenUpError):
+            self._break(error)
+        elif isinstance(error, _GONE):
+            self._break(ConnectionError(f"its process is gone: nobody listens at its end of the connection ({error})"))
+        else:
+            self._break(ConnectionError(f"its direct connection broke and could not be made again: {error!r}"))
 
-    def _hello(self) -> Hello:
-        return Hello(self._session, self._received, is_new=not self._opened)
+    async def _dial(self, way: _Way) -> bool:
+        """Connect this way, again while the worker is there but busy; False where the way does not exist."""
+        end = self._loop.time() + CONNECT_S
+        while True:
+            try:
+                return await asyncio.wait_for(way(), end - self._loop.time())
+            except _BUSY:
+                if self._loop.time() + AGAIN_S >= end:
+                    raise
+            await asyncio.sleep(AGAIN_S)
 
     async def _by_unix_socket(self) -> bool:
-        if not self._same_node:
+        if not self._same_node or not self._address.path:
             return False
-        wire = _Wire(self, self._address.secret, self._hello())
-        await self._loop.create_unix_connection(lambda: wire, self._address.path)
-        await wire.welcome
-        return True
+        wire = self._new_wire(self._by_unix_socket)
+        return await self._welcomed(wire, self._loop.create_unix_connection(lambda: wire, self._address.path))
 
     async def _by_tcp(self) -> bool:
-        if self._same_node and self._opened:
-            return False  # its socket refuses us: it is dead
-        found = await self._ask_tcp()
-        if found is None:
+        if self._tcp is None:
+            self._tcp = await self._ask_tcp()
+        if self._tcp is None:
             return False
-        wire = _Wire(self, self._address.secret, self._hello())
-        await self._loop.create_connection(lambda: wire, *found)
-        await wire.welcome
+        wire = self._new_wire(self._by_tcp)
+        return await self._welcomed(wire, self._loop.create_connection(lambda: wire, *self._tcp))
+
+    def _new_wire(self, way: _Way) -> _Wire:
+        mine = Hello(self._session, self._received, is_new=self._way is None)
+        return _Wire(self, way, self._address.secret, mine)
+
+    async def _welcomed(self, wire: _Wire, connecting: Awaitable[Any]) -> bool:
+        try:
+            await connecting
+            await wire.welcome
+        finally:
+            if wire is not self._wire:
+                wire.abort()
         return True
 
     def _give_up(self, error: BaseException) -> None:
@@ -293,6 +354,7 @@ class DirectLane:
         for message in self._outgoing:
             self._other.send(message)
         self._outgoing.clear()
+        self._unacknowledged.clear()
         self._other.want(self._wanted)
         self._listener.on_progress()
 

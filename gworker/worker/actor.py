@@ -34,7 +34,7 @@ from gworker.worker.engine import Engine
 from gworker.worker.execution import why_fatal
 from gworker.worker.guardian import guard_this_process
 from gworker.worker.lifecycle import Instance
-from gworker.worker.listener import DirectListener
+from gworker.worker.listener import DirectListener, socket_folder
 from gworker.worker.session import Session
 from gworker.worker.threads import UserThreads, run_on_own_thread
 
@@ -186,6 +186,7 @@ class WorkerActor:
         self._succeeded_at_probe: dict[Probe, int] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._listener: DirectListener | None = None
+        self._folder = socket_folder()
 
     async def start(self) -> StartReport:
         """Load the class, make its instance, run on_enter, once; say what became of it, each time.
@@ -216,12 +217,12 @@ class WorkerActor:
             return StartReport(pid, node_id, "".join(traceback.format_exception(error)))
         self._engine = Engine(spec, self._instance, self._trouble)
         self._keepers.append(self._loop.create_task(self._keep_leases()))
-        self._listener = DirectListener(self._engine)
+        self._listener = DirectListener(self._engine, self._folder)
         return StartReport(pid, node_id, direct=await self._listener.open())
 
     def _load(self) -> tuple[Any, dict[str, Any]]:
         self._record()
-        guard_this_process()
+        guard_this_process(self._folder)
         if self._boot.code:
             use_code(deployment.stored_code(self._boot.app_name, self._boot.code))
         context.become_worker(
@@ -368,9 +369,9 @@ class WorkerActor:
                 problems.append(f"{self._engine.held} inputs were still running after {grace_s:g} s")
             await self._settle()
         problems += await self._instance.leave()
+        await self._settle()  # calls that came meanwhile have been refused; their routers must know before the kill
         if self._listener is not None:
             self._listener.close()
-        await self._settle()  # calls that came meanwhile have been refused; their routers must know before the kill
         return problems
 
     async def _settle(self) -> None:

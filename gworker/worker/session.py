@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gworker import clock
-from gworker.wire import Cancel, Credit, Down, InOrder, Submit, Up
+from gworker.wire import Cancel, Credit, Down, InOrder, Submit, Up, count_within
 
 if TYPE_CHECKING:
     from gworker.worker.engine import Engine, Input
@@ -85,9 +85,12 @@ class Session:
             return clock.now() - self.last_heard > SILENT_S
         return self._acknowledged >= self._sent or clock.now() - self.last_sent > ARRIVED_S
 
-    def take(self) -> Down:
-        """All that waits to be sent, as one bundle."""
-        messages, self._outbox = tuple(self._outbox), []
+    def take(self, most_bytes: int | None = None) -> Down:
+        """What waits to be sent, as one bundle: all of it, or as many messages as have about `most_bytes`."""
+        count = len(self._outbox)
+        if most_bytes is not None and count > 1:
+            count = count_within(self._outbox, count, most_bytes)
+        messages, self._outbox = tuple(self._outbox[:count]), self._outbox[count:]
         self._nudged = False
         self._sent += 1
         self.last_sent = clock.now()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gworker import clock
-from gworker.wire import Busy, Cancel, Credit, Down, Ended, Payload, Submit, Up
+from gworker.wire import Busy, Cancel, Credit, Down, Ended, Payload, Returned, Submit, Up
 from gworker.worker.session import ARRIVED_S, SILENT_S, Session
 
 
@@ -103,6 +103,17 @@ def test_all_news_leave_as_one_numbered_bundle(caller: Caller) -> None:
     assert caller.session.take() == Down(0, 0, 3, False, (Ended(1), Busy(2)))
     assert not caller.session.has_news
     assert caller.session.take() == Down(1, 0, 3, False, ())
+
+
+def test_large_news_leave_in_bundles_of_about_the_size_asked_for(caller: Caller) -> None:
+    for number in range(5):
+        caller.session.send(Returned(number, Payload(b"x" * 100), 0.0, 0.0))
+    caller.session.send(Returned(5, Payload(b"", [b"x" * 1000]), 0.0, 0.0))
+    caller.session.send(Ended(6))
+    taken = [caller.session.take(250).messages for _ in range(4)]
+    assert [[m.call_id for m in messages] for messages in taken] == [[0, 1], [2, 3], [4], [5]]
+    assert caller.session.has_news
+    assert caller.session.take(250).messages == (Ended(6),)
 
 
 def test_a_bundle_acknowledges_only_what_has_come_without_gaps(caller: Caller) -> None:
