@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from gworker.control.pool import Start, Stop
+from gworker.control.pool import Pool, Start, Stop
 from gworker.control.workers import Worker, WorkerState
 from gworker.probe import Probe, Verdict
 
@@ -24,6 +24,13 @@ class Row:
         self._probe = probe
         self._failures = 0
         self._successes = 0
+
+    @classmethod
+    def failed(cls, probe: Probe, *, said_no: bool) -> Row:
+        """One that has failed as often as it may."""
+        row = cls(probe)
+        row.failing, row.said_no, row._failures = True, said_no, probe.failures
+        return row
 
     def count(self, verdict: Verdict) -> None:
         """One more verdict."""
@@ -72,6 +79,12 @@ class Rules:
         self._rows.clear()
         self._failed_at.clear()
         self._in_burst = False
+
+    def taken_over(self, pool: Pool) -> None:
+        """What was written down of probes that fail goes on counting."""
+        for worker in pool.workers.values():
+            for probe, denied in worker.health.failing:
+                self._rows[worker.id][probe] = Row.failed(probe, said_no=denied)
 
     def failing(self, worker_id: str, kind: str) -> list[Row]:
         """The probes of a worker that have failed as often as they may."""

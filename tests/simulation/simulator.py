@@ -320,6 +320,7 @@ class Simulation:
         if self._journal is not None:
             record, at = self._journal
             self.pool.restore(record, self.now - at, self.now)
+            self.rules.taken_over(self.pool)
         self._adopted = {w.id for w in self.pool.workers.values() if w.pid is not None and not w.draining}
         self._restoring = self.agenda.after(RESTORE_S, self._restored)
         for worker in self.pool.workers.values():

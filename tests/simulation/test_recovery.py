@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gworker.control.pool import Pool, Start, Stop
 from gworker.control.slot import INTENSITY
 from gworker.control.supervisor import RETRY_FAILED_S
+from gworker.probe import Verdict
 from gworker.router.membership import PoolState
 from tests.simulation.callers import Users, bursts, steady
 from tests.simulation.processes import Answer
@@ -75,6 +76,9 @@ def test_a_successor_restarts_no_worker_and_has_the_floor_again(
             (new.lost if worker.draining else new.start_failed)(worker, "it is gone", now)
         else:
             new.started(worker, worker.number, "node", now, adopted=True)
+            for probe, _ in worker.health.failing:  # what was wrong with it is over
+                for _ in range(probe.successes):
+                    new.probed(worker, probe, Verdict.PASSED, 0.0, "", now)
     survivors = set(new.workers)
     assert len(survivors) == (sum(not w.draining for w in before.workers.values()) if survive else 0)
     for _ in range(20 * 240):
