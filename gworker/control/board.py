@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from gworker import clock
 from gworker.control.pool import Pool
+from gworker.errors import GWorkerError
 from gworker.router.membership import PoolKey, PoolState, PoolView
 
 # How long a watch is kept open before it answers with what is known already.
@@ -87,13 +88,17 @@ class Board:
         """All of them."""
         return list(self._routes.items())
 
+    def nothing(self, why: GWorkerError | None = None) -> PoolView:
+        """The view of a pool that is not kept. `why` it will not be, either."""
+        return PoolView(0, PoolState.READY, (), failure=why, epoch=self._epoch, forgotten=True)
+
     async def next_view(self, router: str, key: PoolKey, known: tuple[str, int] | None) -> PoolView:
         """The view once it is not the `known` one, (epoch, version), or after a while the same one again."""
         end = clock.now() + WATCH_S
         while True:
             route = self._routes.get(key)
             if route is None:
-                return PoolView(0, PoolState.READY, (), epoch=self._epoch, forgotten=True)
+                return self.nothing()
             if known is not None and known[0] == self._epoch:
                 route.saw(router, known[1])
             view = route.view

@@ -120,9 +120,12 @@ class Controller:
     ) -> PoolView:
         """The pool's view once it is not the `known` one, (epoch, version), or after a while the same one again."""
         await self.begin()
-        if definition is not None:
-            self._ensure(definition)
         key = self._route_key(key)
+        if definition is not None:
+            missing = self._missing(key.class_name)
+            if missing is not None and self._board.route(key) is None:
+                return self._board.nothing(missing)
+            self._ensure(definition)
         if self._stopping and self._board.route(key) is None:
             raise PoolUnavailable(self._being_stopped)
         return await self._board.next_view(router, key, known)
@@ -212,8 +215,7 @@ class Controller:
         await self.begin()
         found = self._deployed.get(name)
         if found is None:
-            known = ", ".join(sorted(self._deployed)) or "none"
-            raise NotFound(f"the app {self._boot.app_name!r} has no class {name!r}; it has: {known}")
+            raise self._not_found(name)
         return found
 
     async def generations(self) -> dict[str, int]:
@@ -255,6 +257,17 @@ class Controller:
         key = definition.key
         changes = self._bounds.get((key.class_name, key.variant))
         return definition if not changes else replace(definition, options=replace(definition.options, **changes))
+
+    def _not_found(self, name: str) -> NotFound:
+        known = ", ".join(sorted(self._deployed)) or "none"
+        return NotFound(f"the app {self._boot.app_name!r} has no class {name!r}; it has: {known}")
+
+    def _missing(self, name: str) -> NotFound | None:
+        """Why a deployed app does not serve a class; None where it does, or will."""
+        coming = () if self._update is None else self._update.classes
+        if not self._boot.deployed or name in self._deployed or name in coming:
+            return None
+        return self._not_found(name)
 
     async def stop(self, drain: bool, grace_s: float | None = None) -> None:
         """Stop every worker, drained or not; returns when their processes are gone.
@@ -469,6 +482,7 @@ class Controller:
         if count == 0:
             return 0
         options = pool.definition.options
+        owed = max(1, options.min_workers, self._replacing(pool))
         served = {key.class_name for key, other in self._pools.items() if other.workers}
         mine = pool.definition.key.class_name
         return affordable(
@@ -476,9 +490,16 @@ class Controller:
             requirement(options),
             free_resources((needs, placed) for _, needs, placed in self._held()),
             others=[requirement(o) for name, o in self._declared.items() if name != mine and name not in served],
-            owed=max(1, options.min_workers) - sum(not w.draining for w in pool.workers.values()),
+            owed=owed - sum(not w.draining for w in pool.workers.values()),
             cluster_may_grow=self._boot.cluster_may_grow,
         )
+
+    def _replacing(self, pool: Pool) -> int:
+        """How many workers a pool has to get so that those of the version before, which make room for it, can go."""
+        for rollout in [] if self._update is None else self._update.rollouts.values():
+            if rollout.new is pool and rollout.phase is Phase.SWAPPING:
+                return pool.pinned or 0
+        return 0
 
     def _held(self) -> Iterator[tuple[Pool, Mapping[str, float], bool]]:
         """What each worker needs, by pool, and whether it has a place."""

@@ -45,16 +45,23 @@ class Prober:
             worker.silent = report.silent
             if not worker.serving:
                 return
-            verdict, reason = report.verdict, report.reason
-            if verdict is Verdict.TIMED_OUT and report.progressed:
-                # Busy is not dead.
-                verdict, reason = Verdict.UNKNOWN, f"{reason}, but inputs finished meanwhile"
-            change = self._pool.probed(worker, probe, verdict, report.latency_s, reason, clock.now())
-            if change is not None:
-                self._changed(self._pool)
-            if change is False:
-                log.warning("%s: %s: %s", self._app_name, worker.id, worker.health.why(clock.now()))
+            try:
+                self._judge(report)
+            except Exception:  # a worker that is probed no more would be one that nobody looks after
+                log.exception("%s: judging a probe of %s failed inside gworker", self._app_name, worker.id)
             await asyncio.sleep(max(0.0, probe.period_s - (clock.now() - begun)))
+
+    def _judge(self, report: ProbeReport) -> None:
+        worker = self._worker
+        verdict, reason = report.verdict, report.reason
+        if verdict is Verdict.TIMED_OUT and report.progressed:
+            # Busy is not dead.
+            verdict, reason = Verdict.UNKNOWN, f"{reason}, but inputs finished meanwhile"
+        change = self._pool.probed(worker, self._probe, verdict, report.latency_s, reason, clock.now())
+        if change is not None:
+            self._changed(self._pool)
+        if change is False:
+            log.warning("%s: %s: %s", self._app_name, worker.id, worker.health.why(clock.now()))
 
     async def _ask(self) -> ProbeReport:
         """Run the probe. What goes wrong on the way, and not in the worker, proves nothing."""

@@ -216,9 +216,11 @@ class Router:
             self._live[call.number] = call
             self._end(call, self._closed)
             return
-        if self._view is not None and self._view.failure is not None and not self._has_ready_links():
+        view = self._view
+        # What is said of a pool that is not kept may be old: it is asked for again.
+        if view is not None and not view.forgotten and view.failure is not None and not self._has_ready_links():
             self._live[call.number] = call
-            self._end(call, self._view.failure)
+            self._end(call, view.failure)
             return
         self._live[call.number] = call
         self._needed.set()
@@ -422,8 +424,8 @@ class Router:
     async def _watch(self) -> None:
         known: tuple[str, int] | None = None
         while self._closed is None:
-            if known is None and self._view is not None and not self._live:
-                self._needed.clear()  # the controller keeps the pool no more, and nobody needs it
+            if known is None and self._view is not None and (not self._live or self._view.failure is not None):
+                self._needed.clear()  # the controller keeps the pool no more, and no new call needs it
                 await self._needed.wait()
             try:
                 view = await self.source.watch(self.name, self.key, known)

@@ -19,7 +19,7 @@ from gworker.control.controller import Controller, ControllerBoot
 from gworker.control.pool import Pool
 from gworker.control.rollout import Phase
 from gworker.control.workers import WorkerState
-from gworker.errors import PoolUnavailable
+from gworker.errors import NotFound, PoolUnavailable
 from gworker.options import Options
 from gworker.probe import Probe, Verdict
 from gworker.router import deployment
@@ -190,9 +190,9 @@ class World:
         gate.clear()
         return gate
 
-    async def controller(self, *, deployed: bool = True) -> Controller:
+    async def controller(self, *, cluster_may_grow: bool = True) -> Controller:
         """A controller that has begun; as after a restart, where there was one."""
-        made = Controller(ControllerBoot("app", False, True, deployed=deployed))
+        made = Controller(ControllerBoot("app", False, cluster_may_grow, deployed=True))
         self.controllers.append(made)
         begun = asyncio.ensure_future(made.begin())
         await self.pass_time(6.0)
@@ -275,7 +275,7 @@ class FakeRouter:
             await asyncio.sleep(self.slow_s)
             self.view = view
             known = None if self.view.forgotten else (self.view.epoch, self.view.version)
-            while known is None and not self.queued:  # noqa: ASYNC110  # what a test sets is no event
+            while known is None and (not self.queued or self.view.failure is not None):  # noqa: ASYNC110  # what a test sets is no event
                 await asyncio.sleep(0.25)
 
     async def _report(self) -> None:
@@ -657,3 +657,55 @@ async def test_a_worker_that_died_while_there_was_no_controller_has_crashed_and_
     assert actions == ["starting", "ready", "crashed"]
     (pool,) = (await successor.status()).pools
     assert (pool.ready, pool.restarts) == (1, 1)
+
+
+@pytest.mark.parametrize("grows", [True, False])
+async def test_an_update_ends_though_room_is_left_for_a_class_that_has_no_worker(
+    world: World, follow: Any, grows: bool
+) -> None:
+    world.room = 3
+    controller = await world.controller(cluster_may_grow=grows)
+    both = classes(deployed("Caller", min_workers=1), deployed("Called"))
+    await controller.deploy(both)
+    router = follow(controller, deployed("Caller").default_pool)
+    router.queued = 2
+    await world.pass_time(5)
+    assert len(world.pids("Caller#1")) == 2
+    version = await controller.deploy(both)
+    await world.pass_time(100)
+    assert (await controller.progress(version)).phase is Phase.READY
+    await world.pass_time(5)
+    assert world.pids("Caller#1") == [] and len(world.pids("Caller#2")) == 2
+
+
+async def test_a_class_that_the_new_version_lacks_is_not_brought_back_by_those_who_call_it(
+    world: World, follow: Any
+) -> None:
+    controller = await world.controller()
+    await controller.deploy(classes(deployed("Old"), deployed("Kept")))
+    router = follow(controller, deployed("Old").default_pool)
+    router.queued = 1
+    await world.pass_time(5)
+    await controller.deploy(classes(deployed("Kept")))
+    await world.pass_time(5)
+    router.queued = 0
+    await world.pass_time(30)
+    assert world.workers == {}
+    view = await controller.watch("another", PoolKey("Old"), None, deployed("Old").default_pool)
+    assert isinstance(view.failure, NotFound) and "no class 'Old'; it has: Kept" in str(view.failure)
+
+
+async def test_a_probe_goes_on_whatever_goes_wrong_on_the_controllers_side(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller = await world.controller()
+    probed = []
+
+    def broken(pool: Pool, *about: Any) -> None:
+        probed.append(about)
+        raise RuntimeError("a fault of our own")
+
+    monkeypatch.setattr(Pool, "probed", broken)
+    await controller.deploy(classes(deployed(min_workers=1, probes=[Probe.on("alive", period_s=1)])))
+    await world.pass_time(10)
+    assert len(probed) > 5

@@ -16,6 +16,7 @@ from gworker.deaths import death_reason
 from gworker.errors import (
     CallCancelled,
     DeadlineExceeded,
+    NotFound,
     PoolUnavailable,
     QueueFull,
     RemoteError,
@@ -110,6 +111,7 @@ class FakePool:
         self.reports: list[Demand] = []
         self.reported_at: list[float] = []
         self.gone: Exception | None = None
+        self.again: PoolView | None = None  # what is said of a pool that is asked for again
         self.known: list[tuple[str, int] | None] = []
         self._view: PoolView | None = None
         self._changed = asyncio.Event()
@@ -129,6 +131,8 @@ class FakePool:
     async def watch(self, router: str, key: PoolKey, known: tuple[str, int] | None) -> PoolView:
         assert key == KEY
         self.known.append(known)
+        if known is None and self.again is not None and self._view is not None:
+            return self.again
         if known is None and self._view is not None and self._view.forgotten:
             self._view = PoolView(next(self._versions), PoolState.SCALING, ())  # it is defined again
         while self._view is None or (self._view.epoch, self._view.version) == known:
@@ -323,6 +327,19 @@ async def test_a_worker_that_left_the_pool_is_forgotten_when_our_last_call_there
     lane.returns(call)
     await bench.show("b")
     assert lane.closed
+
+
+async def test_a_class_that_is_deployed_no_more_is_asked_for_again_by_each_call(bench: Bench) -> None:
+    gone = NotFound("the app has no class 'Embedder'")
+    bench.pool.again = PoolView(0, PoolState.READY, (), failure=gone, forgotten=True)
+    await bench.show(forgotten=True)
+    for _ in range(2):
+        assert isinstance(error_of(await bench.call()), NotFound)
+    bench.pool.again = None
+    call = await bench.call()
+    assert told(call) == []
+    await bench.show("a")
+    assert bench.lane().of(call)
 
 
 async def test_a_message_about_a_call_that_is_no_longer_there_is_ignored(bench: Bench) -> None:
