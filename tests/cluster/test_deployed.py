@@ -247,6 +247,7 @@ def test_updates_under_load_fail_no_call_and_serve_the_new_version(app: Any, pid
             version(app, f"v{number}", min_workers=2)
             app.deploy()
             assert by_name().count.remote(0)[0] == f"v{number}", "deploy returns when the new version serves"
+            eventually(lambda number=number: f"v{number}" in {name for name, _ in load.results})
     assert load.errors == []
     assert {name for name, _ in load.results} == {"v0", "v1", "v2", "v3"}
     eventually(lambda: len(pids(app, "Echo")) == 2 and not first & set(pids(app, "Echo")))
