@@ -293,7 +293,7 @@ class App:
                 return
             if progress.phase is Phase.FAILED:
                 raise StartupFailed(f"version {version} of the app {self.name!r} is not served: {progress.reason}")
-            log.info("%s: version %d: %s", self.name, version, progress.phase.value.lower())
+            log.warning("%s: version %d is not ready yet: %s", self.name, version, progress.reason)
 
     def _boot(self, *, deployed: bool) -> ControllerBoot:
         return ControllerBoot(

@@ -208,6 +208,8 @@ class Controller:
         if self._progress.phase is Phase.READY:
             # Whoever has deployed is to meet the new version, at the next call.
             await asyncio.gather(*(route.seen_by_all() for _, route in self._board.routes()))
+        elif self._update is not None:
+            return replace(self._progress, reason=self._update.waiting_for(clock.now()))
         return self._progress
 
     async def deployed_class(self, name: str) -> DeployedClass:
@@ -565,16 +567,9 @@ class Controller:
             self._journal.write_value("bounds", self._bounds)
             self._journal.write_value("classes", self._deployed)
             self._note("", "", "updated" if phase is Phase.READY else "deployed", f"version {update.version} {reason}")
-        self._background(self._announce(Progress(update.version, phase, reason), list(update.rollouts)))
+        self._progress = Progress(update.version, phase, reason)
+        self._progressed.set()
         self._wake.set()
-
-    async def _announce(self, progress: Progress, keys: list[PoolKey]) -> None:
-        """Say that an update is over, once the routers act on it: whoever deployed calls what was deployed."""
-        routes = [route for key in keys if (route := self._board.route(key)) is not None]
-        await asyncio.gather(*(route.seen_by_all() for route in routes))
-        if progress.version >= self._progress.version:
-            self._progress = progress
-            self._progressed.set()
 
     def _fits(self, pool: Pool) -> bool | None:
         """See `rollout.Fits`."""

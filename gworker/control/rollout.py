@@ -177,6 +177,11 @@ class Update:
         for rollout in self.rollouts.values():
             rollout.roll_back()
 
+    def waiting_for(self, now: float) -> str:
+        """What the pools that are not ready yet wait for, in words."""
+        waiting = [r.new for r in self.rollouts.values() if r.phase is not Phase.READY]
+        return "; ".join(f"{pool.definition.key.class_name}: {pool.waiting_for(now)}" for pool in waiting)
+
     @property
     def reason(self) -> str:
         """Why it failed."""
@@ -185,7 +190,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Progress:
-    """How an update stands, as whoever deploys is told. `reason` says why it was rolled back."""
+    """How an update stands, as whoever deploys is told. `reason` says why it was rolled back, or what it waits for."""
 
     version: int
     phase: Phase
