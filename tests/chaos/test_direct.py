@@ -313,7 +313,7 @@ def test_what_a_child_of_a_worker_has_started_does_not_outlive_a_worker_that_is_
         @gw.method()
         def start(self) -> int:
             with subprocess.Popen(
-                ["/bin/sh", "-c", "sleep 60 >/dev/null & echo $!"], stdout=subprocess.PIPE, text=True
+                ["/bin/sh", "-c", "setsid sleep 60 >/dev/null & echo $!"], stdout=subprocess.PIPE, text=True
             ) as shell:
                 assert shell.stdout is not None
                 return int(shell.stdout.read())

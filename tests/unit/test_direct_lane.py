@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import random
+import select
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -590,6 +591,7 @@ async def test_a_worker_whose_process_is_gone_is_noticed_at_once(pair: Pair, cal
     assert asyncio.get_running_loop().time() - began < 0.5
     assert "its process is gone" in str(caller.broken[0])
     assert len(caller.broken) == 1
+    assert pair.asked_tcp == 0, "Ray would take longer to say so"
 
 
 async def test_the_same_is_true_of_a_socket_that_is_there_and_refuses(pair: Pair, caller: Caller) -> None:
@@ -1002,6 +1004,7 @@ async def test_closing_a_lane_tells_the_worker_what_is_cancelled(pair: Pair, cal
     lane.send(Cancel(1))
     lane.close()
     await until(lambda: Cancel(1) in pair.engine.asked)
+    assert "me" in pair.engine.sessions, "it did not have to be given up first"
     assert caller.broken == []
 
 
@@ -1038,7 +1041,7 @@ async def test_a_forked_child_does_not_hold_the_connection(pair: Pair, caller: C
     child = os.fork()
     if not child:
         os.write(ready[1], b"x")
-        os.read(go[0], 1)
+        select.select([go[0]], [], [], 10)
         os._exit(0)
     os.read(ready[0], 1)
     held = [os.readlink(f"/proc/{child}/fd/{fd}") for fd in os.listdir(f"/proc/{child}/fd")]
