@@ -49,8 +49,17 @@ test: test-fast test-cluster ## every test: the fast ones first
 test-fast: $(STAMP)  ## the tests that need no Ray
 	$(BIN)/python -m pytest -m "$(FAST)"
 
+# Most of their time the tests on a Ray wait for processes to start, so two halves run side by side, each on its own Ray.
+SLOW := not ($(FAST)) and not browser
+
 test-cluster: $(STAMP) ## the tests on a real local Ray, the guide, the typing tests and the slow ones
-	$(BIN)/python -m pytest -m "not ($(FAST)) and not browser" --durations=10
+	@mkdir -p build; \
+	$(BIN)/python -m pytest -m "$(SLOW)" tests/contract > build/contract.log 2>&1 & contract=$$!; \
+	failed=0; \
+	$(BIN)/python -m pytest -m "$(SLOW)" --ignore tests/contract --durations=10 || failed=1; \
+	wait $$contract || failed=1; \
+	cat build/contract.log; \
+	exit $$failed
 
 test-browser: $(STAMP) ## the status page in headless chromium, which has to be installed; not part of `make test`
 	$(BIN)/python -m pytest -m browser tests/http
