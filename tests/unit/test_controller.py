@@ -27,6 +27,8 @@ from gworker.router.membership import Demand, DeployedClass, PoolDefinition, Poo
 from gworker.wire import Payload
 from gworker.worker.actor import ProbeReport, StartReport, WorkerBoot, WorkerStats
 
+pytestmark = pytest.mark.slow  # not a decision but the shells that carry them out: a second in all
+
 NOTHING = Payload(b"")
 # How long Ray takes to start a process.
 PLACING_S = 0.7

@@ -25,6 +25,8 @@ from gworker.wire import Busy, Cancel, Credit, Item, Payload, Returned, Submit, 
 from gworker.worker import listener as worker_side
 from gworker.worker.listener import DirectListener
 
+pytestmark = pytest.mark.slow  # real sockets: seconds in all
+
 CAPACITY = 10
 LIMIT_S = 10.0
 
