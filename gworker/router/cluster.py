@@ -47,7 +47,8 @@ def attach() -> None:
         _init(address=os.environ.get("RAY_ADDRESS", "auto"))
     except ConnectionError as error:
         raise NotFound(
-            "no Ray cluster was found, and so no deployed app: start one (ray start --head), or set RAY_ADDRESS"
+            "no Ray cluster was found, and so no deployed app: start one (ray start --head), or set RAY_ADDRESS; "
+            "one that wants a token is reached with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
         ) from error
 
 
