@@ -22,7 +22,7 @@ from ray.exceptions import ActorUnavailableError, RayError
 from gworker import clock
 from gworker.control.placement import Nodes, actor_options, describe_requirement, what_no_node_has
 from gworker.control.pool import Pool
-from gworker.control.prober import Prober
+from gworker.control.prober import Prober, result_of
 from gworker.control.workers import Worker, WorkerState
 from gworker.deaths import death_reason
 from gworker.worker.actor import StartReport, Trouble, WorkerBoot, WorkerStats, create_worker
@@ -120,7 +120,7 @@ class Keeper:
     async def _placed(self) -> None:
         """Wait until Ray has found a place; meanwhile say what it lacks."""
         pool, worker = self.pool, self.worker
-        ready = asyncio.ensure_future(_result(worker.actor.__ray_ready__.remote()))
+        ready = asyncio.ensure_future(result_of(worker.actor.__ray_ready__.remote()))
         begun = clock.now()
         options = pool.definition.options
         while not (await asyncio.wait([ready], timeout=PLACEMENT_S))[0]:
@@ -145,7 +145,7 @@ class Keeper:
         """Wait for the on_enter hooks; False if the worker did not come up, and is gone."""
         pool, worker = self.pool, self.worker
         limit_s = pool.definition.options.startup_timeout_s
-        start = asyncio.ensure_future(_result(worker.actor.start.remote()))
+        start = asyncio.ensure_future(result_of(worker.actor.start.remote()))
         done, _ = await asyncio.wait([start], timeout=limit_s)
         if done:
             report: StartReport = await start
@@ -240,7 +240,7 @@ class Keeper:
     @staticmethod
     async def _within(reference: Any, limit_s: float) -> Any:
         """What a call to the worker returned; None where it failed, or took longer."""
-        asked = asyncio.ensure_future(_result(reference))
+        asked = asyncio.ensure_future(result_of(reference))
         done, _ = await asyncio.wait([asked], timeout=limit_s)
         if not done or asked.exception() is not None:
             asked.add_done_callback(lambda late: late.exception())
@@ -252,7 +252,3 @@ class Keeper:
         if self.worker.actor is not None:
             with contextlib.suppress(Exception):  # it was gone already
                 ray.kill(self.worker.actor)
-
-
-async def _result(reference: Any) -> Any:
-    return await reference

@@ -67,7 +67,7 @@ class Prober:
         """Run the probe. What goes wrong on the way, and not in the worker, proves nothing."""
         begun = clock.now()
         limit_s = self._probe.timeout_s + ANSWER_GRACE_S
-        asked = asyncio.ensure_future(_result(self._worker.actor.probe.remote(self._probe)))
+        asked = asyncio.ensure_future(result_of(self._worker.actor.probe.remote(self._probe)))
         done, _ = await asyncio.wait([asked], timeout=limit_s)
         took_s = clock.now() - begun
         if not done:
@@ -85,5 +85,6 @@ class Prober:
         return report
 
 
-async def _result(reference: Any) -> Any:
+async def result_of(reference: Any) -> Any:
+    """What a call to an actor returns, as a coroutine: a task can be made of it, and waited for within a limit."""
     return await reference

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import struct
-import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
+from gworker import clock
 from gworker.bound import BoundMethod
 from gworker.http.catalog import Target
 from gworker.http.exchange import Exchange, Watch
@@ -47,7 +47,7 @@ class EmbeddingRoutes:
             for name, served in models.items()
         }
         self._debug = debug
-        self._created = int(time.time())
+        self._created = int(clock.time_of_day())
 
     async def models(self, exchange: Exchange) -> None:
         """`GET /v1/models`."""

@@ -10,12 +10,13 @@ import json
 import os
 import sys
 import threading
-import time
 import urllib.parse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from gworker import clock
 
 # A file that has grown to this size is set aside as FILE.1, in place of an earlier one.
 ROTATE_BYTES = 10 * 1024 * 1024
@@ -63,7 +64,7 @@ class LogFile:
 
     def write(self, stream: Stream, call: str, text: str) -> None:
         """Add a line."""
-        line = [round(time.time(), 6), self._worker, call, stream, text]
+        line = [round(clock.time_of_day(), 6), self._worker, call, stream, text]
         data = json.dumps(line, ensure_ascii=False).encode(errors="replace") + b"\n"
         try:
             with self._lock:
