@@ -16,12 +16,13 @@ from gworker.local import local_instance
 from gworker.mapping import MapRun, zipped
 from gworker.observe.progress import ProgressBar, Ticker
 from gworker.retries import Retries
-from gworker.router.calls import RoutedCall
+from gworker.router.calls import Plan, RoutedCall
 from gworker.router.router import Router
-from gworker.wire import Payload, pack
+from gworker.wire import Packed, pack, pack_arguments
 
 if TYPE_CHECKING:
     from gworker.handle import Handle
+    from gworker.spec import ClassSpec
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,6 +65,7 @@ class _Bound:
         self._handle = handle
         self._spec = spec
         self._options = options
+        self._ready: tuple[ClassSpec, Router, Plan] | None = None
 
     @property
     def _label(self) -> str:
@@ -81,29 +83,51 @@ class _Bound:
         credit: int = 0,
         waiting: tuple[WaitingPool, ...] = (),
     ) -> tuple[Router, RoutedCall]:
-        handle, spec = self._handle, self._spec
-        cls = handle._cls
-        bound = spec.bind(cls.name, args, kwargs)
-        options = cls.spec.options
+        spec, router, plan = self._prepared()
+        args, kwargs = self._spec.bind(spec.name, args, kwargs)
         outer = context.current_call_or_none()
-        call = RoutedCall(
-            label=f"{cls.name}.{spec.name}",
-            method=spec.name,
-            arguments=_pack_arguments(self, bound),
-            parameters=handle._packed_parameters,
-            parameters_key=handle._values.call_key,
-            deadline=clock.earliest(
-                clock.deadline_after(self._options.deadline_s), None if outer is None else outer.deadline
-            ),
-            timeout_s=self._options.timeout_s or options.timeout_s,
-            retries=self._options.retries or options.retries,
-            credit=credit,
-            sink=sink,
-            waiting=waiting,
-        )
-        router = handle._router()
+        deadline = self._options.deadline_s
+        if deadline is not None or outer is not None:
+            deadline = clock.earliest(clock.deadline_after(deadline), None if outer is None else outer.deadline)
+        call = RoutedCall(plan, self._pack(args, kwargs), sink, deadline=deadline, credit=credit, waiting=waiting)
         router.submit(call)
         return router, call
+
+    def _prepared(self) -> tuple[ClassSpec, Router, Plan]:
+        """What the class is now, the router to its pool, and what all calls of this method have in common."""
+        handle = self._handle
+        cls = handle._cls
+        router = handle._router_of(cls)
+        spec = cls.spec
+        prepared = self._ready
+        if prepared is None or prepared[0] is not spec or prepared[1] is not router:
+            options = spec.options
+            plan = Plan(
+                label=self._label,
+                method=self._spec.name,
+                parameters=handle._packed_parameters,
+                parameters_key=handle._values.call_key,
+                timeout_s=self._options.timeout_s or options.timeout_s,
+                retries=self._options.retries or options.retries,
+            )
+            prepared = self._ready = (spec, router, plan)
+        return prepared
+
+    def _pack(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Packed:
+        try:
+            return pack_arguments(args, kwargs)
+        except Exception as error:
+            names = list(self._spec.signature.parameters)
+            for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+                try:
+                    pack(value)
+                except Exception as culprit:
+                    raise TypeError(
+                        f"{self._label}: argument {name!r} of type {type(value).__qualname__} cannot be pickled: "
+                        f"{type(culprit).__name__}: {culprit}. Pass plain data, arrays or tensors, and open files, "
+                        "locks and connections in the worker."
+                    ) from culprit
+            raise TypeError(f"{self._label}: the arguments cannot be pickled together: {error}") from error
 
     def _run_locally(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         handle = self._handle
@@ -144,24 +168,6 @@ class _Bound:
             f"{self._label}(...) was called directly on a handle: write {self._label}.{way}(...) to run it in a "
             f"worker, or {self._label}.local(...) to run it in this process"
         )
-
-
-def _pack_arguments(method: _Bound, bound: tuple[tuple[Any, ...], dict[str, Any]]) -> Payload:
-    try:
-        return pack(bound)
-    except Exception as error:
-        args, kwargs = bound
-        names = list(method._spec.signature.parameters)
-        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
-            try:
-                pack(value)
-            except Exception as culprit:
-                raise TypeError(
-                    f"{method._label}: argument {name!r} of type {type(value).__qualname__} cannot be pickled: "
-                    f"{type(culprit).__name__}: {culprit}. Pass plain data, arrays or tensors, and open files, locks "
-                    "and connections in the worker."
-                ) from culprit
-        raise TypeError(f"{method._label}: the arguments cannot be pickled together: {error}") from error
 
 
 class _Way(Generic[P, R]):

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
+import threading
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from gworker import context
+from gworker.mailbox import mailbox_of
 from gworker.router.calls import Problem, RoutedCall
-from gworker.wire import Payload, unpack
+from gworker.wire import Packed, unpack
 
 if TYPE_CHECKING:
     from gworker.router.router import Router
 
 R = TypeVar("R")
 _UNSET: Any = object()
+_registering = threading.Lock()
 
 
 class Call(Generic[R]):
     """A call that is under way, as `.spawn(...)` returns it. Awaitable; its result can be asked for again and again."""
 
+    # Lighter than a future: nothing is locked, or made, for those that come when there is an outcome.
+    __slots__ = ("__weakref__", "_call", "_error", "_outcome", "_router", "_value", "_waiting")
+
     def __init__(self) -> None:
-        self._outcome: concurrent.futures.Future[Payload | Problem] = concurrent.futures.Future()
-        self._outcome.set_running_or_notify_cancel()  # only its router ends it
+        self._outcome: Packed | Problem = _UNSET
+        self._waiting: list[Callable[[], object]] | None = None
         self._value: Any = _UNSET
         self._error: BaseException | None = None
         self._router: Router | None = None
@@ -43,24 +48,13 @@ class Call(Generic[R]):
 
         Raises TimeoutError when there is none within `timeout_s` seconds; the call goes on.
         """
-        if context.on_user_loop() and not self.done():
-            assert self._call is not None
-            raise RuntimeError(
-                f"the result of {self._call.label} (call {self.id}) was waited for on the event loop of a worker and "
-                "would block every asynchronous method of it: write `await call`, or `await gw.gather.aio(...)`"
-            )
-        if timeout_s is None:
-            self._refuse_deadlock()
-        else:
-            concurrent.futures.wait([self._outcome], timeout_s)
-        if timeout_s is not None and not self._outcome.done():
-            assert self._call is not None
-            raise TimeoutError(f"{self._call.label} (call {self.id}) has no result after {timeout_s:g} s")
-        return self._unpacked(self._outcome.result())
+        if self._outcome is _UNSET:
+            self._wait(timeout_s)
+        return self._unpacked()
 
     def done(self) -> bool:
         """Whether there is a result or an error."""
-        return self._outcome.done()
+        return self._outcome is not _UNSET
 
     def cancel(self) -> None:
         """Stop the call: drop it from the queue, or tell the worker. It then ends with CallCancelled."""
@@ -70,19 +64,20 @@ class Call(Generic[R]):
 
     def __await__(self) -> Generator[Any, None, R]:
         self._refuse_deadlock()
-        outcome = yield from asyncio.shield(asyncio.wrap_future(self._outcome)).__await__()
-        return self._unpacked(outcome)
+        yield from self._settled().__await__()
+        return self._unpacked()
 
     def __repr__(self) -> str:
         if not self.done():
             state = "running"
         else:
-            outcome = self._outcome.result()
+            outcome = self._outcome
             state = f"raised {outcome.type_name}" if isinstance(outcome, Problem) else "returned"
         label = "a call" if self._call is None else f"{self._call.label} {self.id}"
         return f"<gworker.Call {label}: {state}>"
 
-    def _unpacked(self, outcome: Payload | Problem) -> R:
+    def _unpacked(self) -> R:
+        outcome = self._outcome
         if isinstance(outcome, Problem):
             if self._error is None:
                 self._error = outcome.exception()
@@ -102,23 +97,77 @@ class Call(Generic[R]):
             raise RuntimeError(f"the result of {self._call.label} (call {self.id}) was waited for: {why}")
 
     def _when_done(self, callback: Callable[[], object]) -> None:
-        self._outcome.add_done_callback(lambda _: callback())
+        """Have `callback()` called once there is an outcome: here if there is one, else by the router's loop."""
+        with _registering:
+            if self._waiting is None:
+                self._waiting = []
+            self._waiting.append(callback)
+        if self._outcome is not _UNSET:  # it may have come before the callback could be seen
+            self._tell()
+
+    async def _settled(self) -> None:
+        """Wait for the outcome, whatever it is."""
+        if self._outcome is _UNSET:
+            loop = asyncio.get_running_loop()
+            settled: asyncio.Future[None] = loop.create_future()
+            mailbox = mailbox_of(loop)
+            self._when_done(lambda: mailbox.post(_settle, settled))
+            await settled
+
+    def _wait(self, timeout_s: float | None) -> None:
+        if context.on_user_loop():
+            assert self._call is not None
+            raise RuntimeError(
+                f"the result of {self._call.label} (call {self.id}) was waited for on the event loop of a worker and "
+                "would block every asynchronous method of it: write `await call`, or `await gw.gather.aio(...)`"
+            )
+        if timeout_s is None:
+            self._refuse_deadlock()
+        lock = threading.Lock()
+        lock.acquire()
+        self._when_done(lock.release)
+        if not lock.acquire(timeout=-1 if timeout_s is None else min(max(0.0, timeout_s), threading.TIMEOUT_MAX)):
+            assert self._call is not None
+            raise TimeoutError(f"{self._call.label} (call {self.id}) has no result after {timeout_s:g} s")
+
+    def _settle(self, outcome: Packed | Problem) -> None:
+        self._outcome = outcome
+        if self._waiting:
+            self._tell()
+
+    def _tell(self) -> None:
+        # Each callback is taken by one thread, should the one that waits and the router's come here together.
+        waiting = self._waiting
+        while waiting:
+            try:
+                callback = waiting.pop(0)
+            except IndexError:
+                return
+            try:
+                callback()
+            finally:  # the event loop of one may be closed; that must not cost another its outcome
+                self._tell()
 
     # The sink of its RoutedCall.
 
-    def returned(self, result: Payload) -> None:
+    def returned(self, result: Packed) -> None:
         """See Sink."""
-        self._outcome.set_result(result)
+        self._settle(result)
 
     def raised(self, problem: Problem) -> None:
         """See Sink."""
-        self._outcome.set_result(problem)
+        self._settle(problem)
 
-    def item(self, item: Payload) -> None:
+    def item(self, item: Packed) -> None:
         """See Sink; a plain call has no items."""
 
     def ended(self) -> None:
         """See Sink; a plain call ends by returning."""
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class _Gather:

@@ -8,6 +8,8 @@ import socket
 from typing import Any, cast
 
 from gworker.frames import FrameReader, encode_frame
+from gworker.mailbox import Turn, turn_of
+from gworker.wire import Down, Up, to_plain
 
 # A handshake is smaller than this; what an unknown peer sends beyond it is not read.
 _HANDSHAKE_BYTES = 1024
@@ -26,6 +28,7 @@ class Connection(asyncio.BufferedProtocol):
         self._reader: FrameReader | None = None
         self._handshake = bytearray(_HANDSHAKE_BYTES)
         self._descriptor = -1
+        self._turn: Turn | None = None
 
     # --- for subclasses -------------------------------------------------------------------------------------------
 
@@ -35,8 +38,8 @@ class Connection(asyncio.BufferedProtocol):
     def on_handshake(self, data: bytes) -> None:
         """Bytes that belong to the handshake. May raise ProtocolError."""
 
-    def on_bundle(self, bundle: Any) -> None:
-        """A frame has come."""
+    def on_frame(self, content: Any) -> None:
+        """A frame has come, with a bundle in plain tuples; what this raises ends the connection."""
 
     def on_writable(self) -> None:
         """The peer takes more again."""
@@ -51,7 +54,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def open_frames(self, rest: bytes = b"") -> None:
         """The handshake is over; `rest` came behind it."""
-        self._reader = FrameReader(self.on_bundle)
+        self._reader = FrameReader(self._on_frame)
         while rest:
             room = self._reader.get_buffer()
             count = min(room.nbytes, len(rest))
@@ -59,10 +62,20 @@ class Connection(asyncio.BufferedProtocol):
             self._reader.filled(count)
             rest = rest[count:]
 
-    def write(self, bundle: Any) -> None:
+    def _on_frame(self, content: Any) -> None:
+        assert self._turn is not None
+        with self._turn:
+            self.on_frame(content)
+
+    def write(self, bundle: Up | Down) -> None:
         """Send a bundle as one frame."""
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.writelines(encode_frame(bundle))
+        if self.transport is None or self.transport.is_closing():
+            return
+        parts = encode_frame(to_plain(bundle))
+        if len(parts) == 1:
+            self.transport.write(parts[0])
+        else:
+            self.transport.writelines(parts)
 
     def write_raw(self, data: bytes) -> None:
         """Send a piece of the handshake."""
@@ -79,6 +92,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's are none by name
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        self._turn = turn_of(asyncio.get_running_loop())
         connected = transport.get_extra_info("socket")
         _tune(connected)
         self._descriptor = keep_from_children(connected)

@@ -10,7 +10,7 @@ import contextvars
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from gworker import clock
 
@@ -66,11 +66,25 @@ class CallContext:
         return clock.left_until(self.deadline)
 
 
+class HasContext(Protocol):
+    """What runs, and can say what `current_call()` shows of it: made when it is asked for, which is seldom."""
+
+    @property
+    def context(self) -> CallContext:
+        """The call."""
+        ...
+
+
 class _Running(NamedTuple):
     """A call, and the task that runs it: tasks which the method makes inherit the context, and may outlive the call."""
 
-    call: CallContext
+    source: CallContext | HasContext
     task: weakref.ref[asyncio.Task[Any]] | None
+
+    @property
+    def call(self) -> CallContext:
+        """What `current_call()` shows."""
+        return self.source if isinstance(self.source, CallContext) else self.source.context
 
 
 _CALL: contextvars.ContextVar[_Running | None] = contextvars.ContextVar("gworker_call", default=None)
@@ -101,10 +115,10 @@ def current_attempt_number() -> int:
     return current_call().attempt
 
 
-def enter_call(call: CallContext) -> contextvars.Token[_Running | None]:
-    """Make `call` the current one in this context."""
+def enter_call(source: CallContext | HasContext) -> contextvars.Token[_Running | None]:
+    """Make this call the current one in this context."""
     task = _current_task()
-    return _CALL.set(_Running(call, None if task is None else weakref.ref(task)))
+    return _CALL.set(_Running(source, None if task is None else weakref.ref(task)))
 
 
 def exit_call(token: contextvars.Token[_Running | None]) -> None:
@@ -159,10 +173,8 @@ def on_user_loop() -> bool:
 
 
 def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None
+    loop = asyncio._get_running_loop()
+    return None if loop is None else asyncio.current_task(loop)
 
 
 # --- calls that wait for each other ------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MAGIC = b"gworker"
-VERSION = 1
+VERSION = 2
 NONCE_BYTES = 16
 SECRET_BYTES = 32
 _DIGEST_BYTES = 32

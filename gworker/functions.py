@@ -38,6 +38,11 @@ class _Shape:
     all: tuple[str, ...]
     required: tuple[str, ...]
 
+    @cached_property
+    def only(self) -> int:
+        """How many arguments by position there must be where none is given by name; -1 where that varies."""
+        return len(self.all) if self.names == self.all == self.required else -1
+
     def fits(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """True if a call with these arguments is good."""
         by_position = self.names[: len(args)]
@@ -72,10 +77,11 @@ class MethodSpec:
         of the signature, so that batches can be put together by name; others come back as they were given.
         """
         # Signature.bind takes several times as long as this, and every call comes by here.
-        if self._shape is not None and self._shape.fits(args, kwargs):
+        shape = self._shape
+        if shape is not None and ((not kwargs and shape.only == len(args)) or shape.fits(args, kwargs)):
             if self.batch is None:
                 return args, dict(kwargs)
-            return (), {**self._defaults, **dict(zip(self._shape.names, args, strict=False)), **kwargs}
+            return (), {**self._defaults, **dict(zip(shape.names, args, strict=False)), **kwargs}
         try:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:

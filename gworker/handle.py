@@ -19,7 +19,7 @@ from gworker.router.client import AppClient, deployed_client
 from gworker.router.membership import DeployedClass, PoolDefinition, PoolKey
 from gworker.router.router import Router
 from gworker.spec import ClassSpec, compile_class
-from gworker.wire import Payload, importable, look_up, pack, unpack
+from gworker.wire import Packed, importable, look_up, pack, unpack
 
 T = TypeVar("T")
 
@@ -127,7 +127,7 @@ class Cls:
         """What was compiled, for people."""
         return self.spec.describe()
 
-    def packed(self) -> Payload:
+    def packed(self) -> Packed:
         """The class as it travels to workers."""
         return pack(self)
 
@@ -231,7 +231,7 @@ class DeployedCls(Cls):
         """What was deployed; asks the app at first use."""
         return self._deployed()[1]
 
-    def packed(self) -> Payload:
+    def packed(self) -> Packed:
         """The class as it was deployed."""
         return self._deployed()[0].cls
 
@@ -276,7 +276,7 @@ class Handle:
     def __init__(self, cls: Cls, values: ParameterValues) -> None:
         self._given_cls = cls
         self._values = values
-        self._packed: Payload | None = None
+        self._packed: Packed | None = None
         self._found: tuple[Cls, AppClient, Router] | None = None
 
     @property
@@ -289,13 +289,15 @@ class Handle:
         return PoolKey(cls.name, cls.variant, self._values.worker_key, cls.generation)
 
     @property
-    def _packed_parameters(self) -> Payload | None:
+    def _packed_parameters(self) -> Packed | None:
         if self._packed is None and self._cls.spec.has_call_parameters:
             self._packed = pack(dict(self._values.call))
         return self._packed
 
     def _router(self) -> Router:
-        cls = self._cls
+        return self._router_of(self._cls)
+
+    def _router_of(self, cls: Cls) -> Router:
         client = cls.app.client()
         if self._found is None or self._found[0] is not cls or self._found[1] is not client:
             self._found = (cls, client, client.router(self._key, self._define))

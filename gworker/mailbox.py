@@ -1,32 +1,115 @@
-"""Hands work over to an event loop from other threads. What is handed over together wakes the loop once."""
+"""Work for an event loop: handed over from other threads, or put off to the end of the turn it is in.
+
+What threads hand over together wakes the loop once, and is done in turns of some letters at a time, so that what a turn
+brings about leaves the process before the next turn begins.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
+
+# The most letters in one turn: enough to make the cost of a turn disappear, few enough that the other side of a
+# connection has something to do meanwhile.
+TURN = 64
+
+
+class Turn:
+    """What is due once this turn of a loop ends, in the order it was asked for; used on that loop only.
+
+    `with turn:` surrounds a turn. Outside of one the loop begins one soon.
+    """
+
+    __slots__ = ("_due", "_loop", "_open")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._due: deque[Callable[[], object]] = deque()
+        self._open = False
+
+    def at_end(self, action: Callable[[], object]) -> None:
+        """Have `action()` called when the turn ends; whoever asks sees to it that it asks once."""
+        self._due.append(action)
+        if not self._open and len(self._due) == 1 and (loop := self._loop()) is not None:
+            loop.call_soon(self._end)
+
+    def _end(self) -> None:
+        self._open = True
+        due = self._due
+        try:
+            while due:
+                due.popleft()()
+        finally:
+            self._open = False
+            if due and (loop := self._loop()) is not None:  # one raised: not at the cost of the others
+                loop.call_soon(self._end)
+
+    def __enter__(self) -> None:
+        self._open = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
 
 
 class Mailbox:
     """The way into one loop. `post` is for any thread, the loop's own among them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self._loop = weakref.ref(loop)
+        self._turn = turn_of(loop)
         self._letters: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._woken = False
 
+    def __len__(self) -> int:
+        return len(self._letters)
+
     def post(self, action: Callable[..., object], *args: Any) -> None:
-        """Have `action(*args)` called on the loop soon, in the order of posting. It must not raise."""
+        """Have `action(*args)` called on the loop soon, in the order of posting. It must not raise.
+
+        Raises RuntimeError when the loop is closed.
+        """
         self._letters.append((action, args))
         # Without a lock: at worst two threads both wake the loop. `_deliver` takes the flag down before it looks.
         if not self._woken:
             self._woken = True
-            self._loop.call_soon_threadsafe(self._deliver)
+            if (loop := self._loop()) is not None:
+                loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
         self._woken = False
         letters = self._letters
-        while letters:
-            action, args = letters.popleft()
-            action(*args)
+        try:
+            with self._turn:
+                for _ in range(min(len(letters), TURN)):
+                    action, args = letters.popleft()
+                    action(*args)
+        finally:
+            if letters and not self._woken and (loop := self._loop()) is not None:
+                self._woken = True
+                loop.call_soon(self._deliver)
+
+
+_turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Turn] = weakref.WeakKeyDictionary()
+_mailboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Mailbox] = weakref.WeakKeyDictionary()
+
+
+def turn_of(loop: asyncio.AbstractEventLoop) -> Turn:
+    """The turns of a loop, the same for all who ask."""
+    turn = _turns.get(loop)
+    if turn is None:
+        turn = _turns.setdefault(loop, Turn(loop))
+    return turn
+
+
+def mailbox_of(loop: asyncio.AbstractEventLoop) -> Mailbox:
+    """A loop's mailbox, the same for all who ask."""
+    mailbox = _mailboxes.get(loop)
+    if mailbox is None:
+        mailbox = _mailboxes.setdefault(loop, Mailbox(loop))
+    return mailbox

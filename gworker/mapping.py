@@ -128,8 +128,7 @@ class MapRun:
                     if isinstance(entry, _End):
                         end = entry
                         continue
-                    if not entry.done():
-                        await asyncio.wait([asyncio.wrap_future(entry._outcome)])
+                    await entry._settled()
                     value = self._value_of(entry)
                     yielded += 1
                     ticker.advance()

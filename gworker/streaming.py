@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from gworker.router.calls import Problem, RoutedCall
-from gworker.wire import Payload, unpack
+from gworker.wire import Packed, unpack
 
 if TYPE_CHECKING:
     from gworker.router.router import Router
@@ -28,13 +28,13 @@ class _ItemSink:
     def __init__(self, put: Callable[[Any], object]) -> None:
         self._put = put
 
-    def returned(self, result: Payload) -> None:
+    def returned(self, result: Packed) -> None:
         """See Sink; a stream ends by `ended`."""
 
     def raised(self, problem: Problem) -> None:
         self._put(problem)
 
-    def item(self, item: Payload) -> None:
+    def item(self, item: Packed) -> None:
         self._put(item)
 
     def ended(self) -> None:

@@ -10,7 +10,7 @@ from gworker import clock
 from gworker.context import WaitingPool
 from gworker.errors import DeadlineExceeded, GWorkerError, PoolUnavailable
 from gworker.retries import Retries
-from gworker.wire import Failure, Payload, Submit, unpack_exception
+from gworker.wire import Failure, Packed, Submit, packed_bytes, unpack_exception
 
 if TYPE_CHECKING:
     from gworker.router.router import Link
@@ -41,92 +41,79 @@ class Problem(NamedTuple):
 class Sink(Protocol):
     """Who waits for the outcome. Called on the router's loop, or on the caller's thread; must not block."""
 
-    def returned(self, result: Payload) -> None:
+    def returned(self, result: Packed) -> None:
         """The call returned."""
 
     def raised(self, problem: Problem) -> None:
         """The call failed; nothing follows."""
 
-    def item(self, item: Payload) -> None:
+    def item(self, item: Packed) -> None:
         """A stream has an item."""
 
     def ended(self) -> None:
         """A stream is complete."""
 
 
+class Plan(NamedTuple):
+    """What the calls of one method of one handle have in common."""
+
+    label: str
+    method: str
+    parameters: Packed | None
+    parameters_key: Any
+    timeout_s: float | None
+    retries: Retries
+
+
 class RoutedCall:
     """One call while its router is responsible for it."""
 
-    __slots__ = (
-        "arguments",
-        "attempt",
-        "batch_cap",
-        "credit",
-        "deadline",
-        "done",
-        "id",
-        "items",
-        "label",
-        "last_failure",
-        "link",
-        "method",
-        "nbytes",
-        "number",
-        "parameters",
-        "parameters_key",
-        "queued",
-        "reached_worker",
-        "retries",
-        "sent_at",
-        "sink",
-        "started",
-        "submitted_at",
-        "timeout_s",
-        "timer",
-        "waiting",
-    )
+    attempt = 1
+    batch_cap = 0
+    items = 0
+    last_failure: Failure | None = None
+    sent_at = 0.0
+    timer: Any = None
+    link: Link | None = None
+    queued = False
+    started = False
+    reached_worker = False
+    done = False
 
     def __init__(
         self,
-        *,
-        label: str,
-        method: str,
-        arguments: Payload,
-        parameters: Payload | None,
-        parameters_key: Any,
-        deadline: float | None,
-        timeout_s: float | None,
-        retries: Retries,
-        credit: int,
+        plan: Plan,
+        arguments: Packed,
         sink: Sink,
+        *,
+        deadline: float | None = None,
+        credit: int = 0,
         waiting: tuple[WaitingPool, ...] = (),
     ) -> None:
         self.number = next(_numbers)
-        self.id = f"{_process}-{self.number}"
-        self.label = label
-        self.method = method
+        self.plan = plan
         self.arguments = arguments
-        self.parameters = parameters
-        self.parameters_key = parameters_key
+        self.nbytes = packed_bytes(arguments)
         self.deadline = deadline
-        self.timeout_s = timeout_s
-        self.retries = retries
         self.credit = credit
         self.sink = sink
         self.waiting = waiting
-        self.nbytes = arguments.nbytes
-        self.attempt = 1
-        self.batch_cap = 0
-        self.items = 0
-        self.last_failure: Failure | None = None
         self.submitted_at = clock.now()
-        self.sent_at = 0.0
-        self.timer: Any = None
-        self.link: Link | None = None
-        self.queued = False
-        self.started = False
-        self.reached_worker = False
-        self.done = False
+
+    @property
+    def id(self) -> str:
+        """What names the call in logs, and in the worker."""
+        return f"{_process}-{self.number}"
+
+    @property
+    def label(self) -> str:
+        """The method's name for messages."""
+        return self.plan.label
+
+    @property
+    def retries(self) -> Retries:
+        """When to try again."""
+        return self.plan.retries
 
     def may_retry(self) -> bool:
         """Whether another attempt is allowed: some are left, and no item of a stream has been handed out."""
@@ -163,17 +150,18 @@ class RoutedCall:
 
     def message(self) -> Submit:
         """The call as it is sent now."""
+        plan = self.plan
         return Submit(
-            call_id=self.number,
-            name=self.id,
-            method=self.method,
-            arguments=self.arguments,
-            parameters=self.parameters,
-            parameters_key=self.parameters_key,
-            attempt=self.attempt,
-            deadline_left_s=clock.left_until(self.deadline),
-            timeout_s=self.timeout_s,
-            batch_cap=self.batch_cap,
-            credit=self.credit,
-            waiting=self.waiting,
+            self.number,
+            self.id,
+            plan.method,
+            self.arguments,
+            plan.parameters,
+            plan.parameters_key,
+            self.attempt,
+            None if self.deadline is None else clock.left_until(self.deadline),
+            plan.timeout_s,
+            self.batch_cap,
+            self.credit,
+            self.waiting,
         )

@@ -15,9 +15,10 @@ from typing import Any
 
 from gworker.connection import HIGH_WATER_BYTES, Connection
 from gworker.frames import GREETING_BYTES, WELCOME_BYTES, Hello, RouterHandshake
+from gworker.mailbox import turn_of
 from gworker.router.lanes import MAX_BUNDLE, Lane, LaneListener, Room
 from gworker.router.membership import DirectAddress
-from gworker.wire import Busy, Cancel, Credit, Down, Item, Started, Submit, Up, count_within
+from gworker.wire import Busy, Cancel, Credit, Down, Item, Started, Submit, Up, count_within, from_plain
 
 log = logging.getLogger("gworker.router")
 
@@ -74,8 +75,8 @@ class _Wire(Connection):
             self._lane.on_open(self, welcome.last)
             self.open_frames(self._received[WELCOME_BYTES:])
 
-    def on_bundle(self, bundle: Down) -> None:
-        self._lane.on_bundle(bundle)
+    def on_frame(self, content: Any) -> None:
+        self._lane.on_bundle(from_plain(Down, content))
 
     def on_writable(self) -> None:
         self._lane.on_writable()
@@ -118,6 +119,7 @@ class DirectLane:
         fall_back: Callable[[], Lane],
     ) -> None:
         self._loop = loop
+        self._turn = turn_of(loop)
         self._address = address
         self._session = session
         self._listener = listener
@@ -148,13 +150,14 @@ class DirectLane:
         if self._other is not None:
             self._other.send(message)
             return
-        if isinstance(message, Submit):
+        if type(message) is Submit:
             self._inputs.add(message.call_id)
             self._room.queue()
-        elif isinstance(message, Cancel):
+        elif type(message) is Cancel:
             self._inputs.discard(message.call_id)
         self._outgoing.append(message)
-        self.schedule()
+        if not self._scheduled:
+            self.schedule()
 
     def available(self) -> int:
         if self._other is not None:
@@ -190,7 +193,7 @@ class DirectLane:
         """Send what there is at the end of this turn of the loop."""
         if not self._scheduled and not self._closed:
             self._scheduled = True
-            self._loop.call_soon(self._flush)
+            self._turn.at_end(self._flush)
 
     def _flush(self) -> None:
         self._scheduled = False
@@ -204,8 +207,8 @@ class DirectLane:
 
     def _send_bundle(self, wire: _Wire) -> None:
         count = count_within(self._outgoing, MAX_BUNDLE, HIGH_WATER_BYTES) if wire.writable else 0
-        messages = tuple(self._outgoing.popleft() for _ in range(count))
-        self._room.sent(self._sequence, sum(isinstance(m, Submit) for m in messages))
+        messages = [self._outgoing.popleft() for _ in range(count)]
+        self._room.sent(self._sequence, sum(type(m) is Submit for m in messages))
         bundle = Up(
             session=self._session,
             sequence=self._sequence,
@@ -236,10 +239,11 @@ class DirectLane:
         while self._unacknowledged and self._unacknowledged[0].sequence <= bundle.acknowledged:
             self._unacknowledged.popleft()
         for message in bundle.messages:
-            if not isinstance(message, (Started, Item)):
+            kind = type(message)
+            if kind is not Item and kind is not Started:
                 self._inputs.discard(message.call_id)
-            if isinstance(message, Busy):
-                self._room.refused()
+                if kind is Busy:
+                    self._room.refused()
             self._listener.on_message(message)
         if bundle.room > 0:
             self._told_wanted = 0

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from gworker import clock
+from gworker.mailbox import turn_of
 from gworker.wire import Busy, Cancel, Credit, Down, InOrder, Item, Started, Submit, Up, decode, encode
 
 # With this many exchanges open the next bundle waits until one is answered, growing meanwhile.
@@ -70,12 +71,13 @@ class Room:
         self._refused = False
         self._unsent = 0
         self._unconfirmed: deque[tuple[int, int]] = deque()
+        self._on_its_way = 0
 
     def left(self, *, idle: bool) -> int:
         """The room. Where we have been `idle`, what we knew is old: try, the worker may refuse."""
         if idle and not self._refused:
             return self._capacity
-        return self._said - self._unsent - sum(count for _, count in self._unconfirmed)
+        return self._said - self._unsent - self._on_its_way
 
     def queue(self) -> None:
         """An input waits to be sent."""
@@ -85,6 +87,7 @@ class Room:
         """So many inputs have left with this bundle."""
         if count:
             self._unsent -= count
+            self._on_its_way += count
             self._unconfirmed.append((sequence, count))
 
     def heard(self, bundle: Down) -> None:
@@ -93,7 +96,7 @@ class Room:
         if bundle.room > 0:
             self._refused = False
         while self._unconfirmed and self._unconfirmed[0][0] <= bundle.acknowledged:
-            self._unconfirmed.popleft()
+            self._on_its_way -= self._unconfirmed.popleft()[1]
 
     def refused(self) -> None:
         """The worker was full: from now on we wait in line, rather than try our luck."""
@@ -102,6 +105,7 @@ class Room:
     def begin_anew(self) -> None:
         """The numbers of bundles begin anew, and nothing is on its way."""
         self._unconfirmed.clear()
+        self._on_its_way = 0
 
 
 class RayLane:
@@ -122,6 +126,7 @@ class RayLane:
         connected: Callable[[], bool] = lambda: True,
     ) -> None:
         self._loop = loop
+        self._turn = turn_of(loop)
         self._exchange = actor.exchange
         self._connected = connected
         self._name = session
@@ -163,7 +168,7 @@ class RayLane:
     def _schedule(self) -> None:
         if not self._scheduled and not self._closed:
             self._scheduled = True
-            self._loop.call_soon(self._flush)
+            self._turn.at_end(self._flush)
 
     def _flush(self) -> None:
         self._scheduled = False
@@ -187,7 +192,7 @@ class RayLane:
         if self._sequence and self._open == 0 and clock.now() - self._last_heard > RENEW_S:
             self._renew()
         count = min(len(self._outgoing), MAX_BUNDLE)
-        messages = tuple(self._outgoing.popleft() for _ in range(count))
+        messages = [self._outgoing.popleft() for _ in range(count)]
         self._room.sent(self._sequence, sum(isinstance(m, Submit) for m in messages))
         up = Up(
             session=self._session,
@@ -217,12 +222,12 @@ class RayLane:
         if error is not None:
             self._break(error)
             return
-        answer = decode(done.result())
+        answer = decode(done.result(), Down)
         if answer is None:
             self._break(ConnectionError("it had not heard of this process for too long, and has given its calls up"))
             return
         self._last_heard = clock.now()
-        down: Down = answer
+        down = answer
         reply_wanted = False
         for bundle in self._arrivals.feed(down.sequence, down):
             self._room.heard(bundle)

@@ -17,12 +17,13 @@ def io_loop() -> asyncio.AbstractEventLoop:
     if _loop is None or os.getpid() != _pid:
         with _lock:
             if _loop is None or os.getpid() != _pid:
-                _loop, _pid = _new_loop(), os.getpid()
+                _loop, _pid = new_loop(), os.getpid()
                 threading.Thread(target=_loop.run_forever, name="gworker-io", daemon=True).start()
     return _loop
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
+def new_loop() -> asyncio.AbstractEventLoop:
+    """An event loop of the fastest kind that there is here."""
     try:
         import uvloop
     except ImportError:  # it comes with gworker, but not everywhere

@@ -8,7 +8,7 @@ from typing import Any
 
 from gworker.errors import GWorkerError
 from gworker.options import Options
-from gworker.wire import Payload
+from gworker.wire import Packed
 
 
 @dataclass(frozen=True, order=True)
@@ -109,8 +109,8 @@ class PoolDefinition:
     """
 
     key: PoolKey
-    cls: Payload
-    worker_values: Payload
+    cls: Packed
+    worker_values: Packed
     options: Options
     max_inputs: int
     target_inputs: int
@@ -128,9 +128,9 @@ class DeployedClass:
     """
 
     name: str
-    cls: Payload
-    interface: Payload
-    interface_by_value: Payload
+    cls: Packed
+    interface: Packed
+    interface_by_value: Packed
     code: str
     options: Options
     max_inputs: int

@@ -12,8 +12,6 @@ import concurrent.futures
 import itertools
 import logging
 import os
-import threading
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -25,6 +23,7 @@ from gworker.errors import (
     PoolUnavailable,
     WorkerLost,
 )
+from gworker.mailbox import Mailbox, turn_of
 from gworker.options import Options
 from gworker.router.calls import Problem, RoutedCall
 from gworker.router.lanes import Lane
@@ -85,7 +84,7 @@ class Link:
 
     def on_progress(self) -> None:
         """See LaneListener."""
-        self._router.pump()
+        self._router.pump_soon()
 
     def on_broken(self, error: BaseException) -> None:
         """See LaneListener."""
@@ -104,9 +103,9 @@ class Router:
         self._label = label
         self._loop = loop
         self._queue = CallQueue(label, options.max_pending, options.max_pending_mb)
-        self._lock = threading.Lock()
-        self._arrivals: deque[Callable[[], None]] = deque()
-        self._woken = False
+        self._mailbox = Mailbox(loop)
+        self._turn = turn_of(loop)
+        self._pumping = False
         self._live: dict[int, RoutedCall] = {}
         self._links: dict[str, Link] = {}
         self._lost_at: dict[str, float] = {}
@@ -127,20 +126,15 @@ class Router:
     def submit(self, call: RoutedCall) -> None:
         """Accept a call. Raises QueueFull at once when as many, or as many bytes, wait here as may."""
         self._queue.admit(call)
-        self._soon(lambda: self._accept(call))
+        self._mailbox.post(self._accept, call)
 
     def cancel(self, call: RoutedCall) -> None:
         """Nobody waits for this call any more. It ends with CallCancelled, unless it has ended already."""
-        self._soon(lambda: self._end(call, CallCancelled(f"{call.label} was cancelled by its caller"), tell=True))
+        self._mailbox.post(self._cancel, call)
 
     def grant(self, call: RoutedCall, count: int) -> None:
         """The consumer of a stream has room for `count` more items."""
-
-        def send() -> None:
-            if call.link is not None and not call.done:
-                call.link.lane.send(Credit(call.number, count))
-
-        self._soon(send)
+        self._mailbox.post(self._grant, call, count)
 
     def when_space(self) -> concurrent.futures.Future[None]:
         """Ends when a call has left the queue; for those that would rather wait than meet QueueFull."""
@@ -158,13 +152,12 @@ class Router:
     def when_ready(self, count: int = 1) -> concurrent.futures.Future[None]:
         """Ends when `count` workers serve, or fewer while another fails to start; raises the failure of the pool."""
         ready = promise()
-
-        def check() -> None:
-            self._ready_waiters.append((ready, count))
-            self._tell_ready_waiters()
-
-        self._soon(check)
+        self._mailbox.post(self._wait_ready, ready, count)
         return ready
+
+    def _wait_ready(self, ready: concurrent.futures.Future[None], count: int) -> None:
+        self._ready_waiters.append((ready, count))
+        self._tell_ready_waiters()
 
     def _tell_ready_waiters(self) -> None:
         view = self._view
@@ -182,48 +175,22 @@ class Router:
     @property
     def unfinished(self) -> int:
         """Calls that have been accepted and have not ended."""
-        return len(self._live) + len(self._arrivals)
+        return len(self._live) + len(self._mailbox)
 
     def close(self, reason: GWorkerError) -> None:
         """End every call with `reason`, and every later one too."""
         self._closed = reason
         self._queue.close(reason)
-        self._soon(self._close)
-
-    def _soon(self, action: Callable[[], None]) -> None:
-        # One wake-up of the loop for all that threads hand over meanwhile.
-        self._arrivals.append(action)
-        with self._lock:
-            if self._woken:
-                return
-            self._woken = True
-        if asyncio._get_running_loop() is self._loop:
-            self._loop.call_soon(self._handle_arrivals)
-        else:
-            self._loop.call_soon_threadsafe(self._handle_arrivals)
-
-    def _handle_arrivals(self) -> None:
-        with self._lock:
-            self._woken = False
-        while self._arrivals:
-            self._arrivals.popleft()()
-        self.pump()
+        self._mailbox.post(self._close)
 
     # --- the queue ------------------------------------------------------------------------------------------------
 
     def _accept(self, call: RoutedCall) -> None:
-        if self._closed is not None:
-            self._live[call.number] = call
-            self._end(call, self._closed)
-            return
-        view = self._view
-        # What is said of a pool that is not kept may be old: it is asked for again.
-        if view is not None and not view.forgotten and view.failure is not None and not self._has_ready_links():
-            self._live[call.number] = call
-            self._end(call, view.failure)
-            return
         self._live[call.number] = call
-        self._needed.set()
+        refusal = self._refusal
+        if refusal is not None:
+            self._end(call, refusal)
+            return
         if call.deadline is not None:
             left = call.deadline - clock.now()
             if left <= 0:
@@ -231,6 +198,27 @@ class Router:
                 return
             call.timer = self._loop.call_later(left, self._pass_deadline, call)
         self._queue.append(call)
+        self._needed.set()
+        self.pump_soon()
+
+    @property
+    def _refusal(self) -> GWorkerError | None:
+        """Why no call is taken any more: the router is closed, or the pool has failed and nothing of it serves."""
+        if self._closed is not None:
+            return self._closed
+        view = self._view
+        # What is said of a pool that is not kept may be old: it is asked for again.
+        if view is None or view.failure is None or view.forgotten or self._has_ready_links():
+            return None
+        return view.failure
+
+    def _cancel(self, call: RoutedCall) -> None:
+        self._end(call, CallCancelled(f"{call.label} was cancelled by its caller"), tell=True)
+        self.pump_soon()
+
+    def _grant(self, call: RoutedCall, count: int) -> None:
+        if call.link is not None and not call.done:
+            call.link.lane.send(Credit(call.number, count))
 
     def _requeue(self, calls: list[RoutedCall]) -> None:
         for call in calls:
@@ -238,8 +226,15 @@ class Router:
             call.started = False
         self._queue.put_back(calls)
 
+    def pump_soon(self) -> None:
+        """Pump at the end of this turn of the loop."""
+        if not self._pumping:
+            self._pumping = True
+            self._turn.at_end(self.pump)
+
     def pump(self) -> None:
         """Send what can be sent, say what waits, report the demand."""
+        self._pumping = False
         if self._closed is not None:
             return
         while self._queue.has_next() and (link := self._choose()) is not None:
@@ -284,10 +279,12 @@ class Router:
     def on_message(self, link: Link, message: Any) -> None:
         """Handle a message of a worker."""
         call = link.calls.get(message.call_id)
-        self._judge(link, message)
+        kind = type(message)
+        if self._errors or kind is Raised:
+            self._judge(link, message)
         if call is None or call.done:
             return
-        if isinstance(message, Returned):
+        if kind is Returned:
             self._finish(call)
             self._hand_over(call, call.sink.returned, message.result)
         elif isinstance(message, Item):
@@ -371,7 +368,8 @@ class Router:
         call.done = True
         self._finished_lately = True
         self._live.pop(call.number, None)
-        self._queue.leave(call)
+        if call.queued:
+            self._queue.leave(call)
         if call.timer is not None:
             call.timer.cancel()
         if call.link is not None:

@@ -29,7 +29,7 @@ from gworker.probe import Probe, Verdict, verdict_of
 from gworker.router import cluster, deployment
 from gworker.router.membership import DirectAddress
 from gworker.spec import ClassSpec
-from gworker.wire import Payload, Up, decode, encode, pack_exception, unpack
+from gworker.wire import Packed, Up, decode, encode, pack_exception, unpack
 from gworker.worker.engine import Engine
 from gworker.worker.execution import why_fatal
 from gworker.worker.guardian import guard_this_process
@@ -67,8 +67,8 @@ class WorkerBoot:
     app_name: str
     pool: Any
     worker_id: str
-    cls: Payload
-    worker_values: Payload
+    cls: Packed
+    worker_values: Packed
     controller: Any
     code: str = ""
     orphaned_s: float | None = None
@@ -262,7 +262,8 @@ class WorkerActor:
 
         The answer is None where the session is over: the router was silent for so long that it was given up.
         """
-        up: Up = decode(bundle)
+        up = decode(bundle, Up)
+        assert up is not None
         if up.session in self._over:
             return encode(None)
         line = self._lines.get(up.session)

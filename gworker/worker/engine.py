@@ -15,19 +15,18 @@ import contextlib
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from gworker import clock
-from gworker.context import CallContext
 from gworker.errors import CallCancelled, DeadlineExceeded
 from gworker.functions import MethodSpec
-from gworker.mailbox import Mailbox
+from gworker.mailbox import Mailbox, turn_of
 from gworker.spec import ClassSpec
-from gworker.wire import Busy, Ended, Failure, Item, Payload, Raised, Returned, Started, Submit, pack_exception
+from gworker.wire import Busy, Ended, Failure, Item, Packed, Raised, Returned, Started, Submit, pack_exception
 from gworker.worker import execution
 from gworker.worker.agenda import Agenda
-from gworker.worker.execution import Outcome, Work
+from gworker.worker.execution import Failed, Outcome, Work
 from gworker.worker.lifecycle import Instance
 from gworker.worker.session import Session
 from gworker.worker.slots import Admission
@@ -46,53 +45,33 @@ WEDGED_AFTER_S = 5.0
 class Input:
     """One call as this worker sees it. `answered` once its caller has, or needs, no more word of it."""
 
-    __slots__ = (
-        "answered",
-        "arrived",
-        "call",
-        "deadline",
-        "gate",
-        "held",
-        "method",
-        "run",
-        "session",
-        "started",
-        "timer",
-        "weight",
-    )
+    started = 0.0
+    deadline: float | None = None
+    timer: asyncio.TimerHandle | None = None
+    weight = 1.0
+    answered = False
+    held = False
+    run: Run | None = None
+    gate: StreamGate | None = None
 
     def __init__(self, session: Session, call: Submit, method: MethodSpec, now: float) -> None:
         self.session = session
         self.call = call
         self.method = method
         self.arrived = now
-        self.started = 0.0
-        self.deadline = None if call.deadline_left_s is None else now + call.deadline_left_s
-        self.timer: asyncio.TimerHandle | None = None
-        self.weight = 1.0
-        self.answered = False
-        self.held = False
-        self.run: Run | None = None
-        self.gate: StreamGate | None = StreamGate(call.credit) if method.is_generator else None
-
-    def context(self) -> CallContext:
-        """What `current_call()` shows of this input."""
-        call = self.call
-        return CallContext(call.name, call.attempt, self.deadline, self.method.name, _waiting=call.waiting)
+        if call.deadline_left_s is not None:
+            self.deadline = now + call.deadline_left_s
+        if method.is_generator:
+            self.gate = StreamGate(call.credit)
 
 
-class Run:
-    """One invocation in progress: its inputs, where it runs, and how to stop it."""
+class Run(Work):
+    """One invocation in progress, where it runs, and how to stop it."""
 
-    __slots__ = ("blamed", "inputs", "launched", "on_main", "timers", "work")
-
-    def __init__(self, inputs: list[Input], work: Work, on_main: bool) -> None:
-        self.inputs = inputs
-        self.work = work
-        self.on_main = on_main
-        self.blamed = False  # not the user's code failed: see Raised.blame
-        self.timers: list[asyncio.TimerHandle] = []
-        self.launched: Launched | None = None
+    inputs: Sequence[Input]
+    blamed = False  # not the user's code failed: see Raised.blame
+    timers: Sequence[asyncio.TimerHandle] = ()
+    launched: Launched | None = None
 
 
 class Counters:
@@ -122,11 +101,13 @@ class Engine:
         self._on_trouble = on_trouble
         self._loop = asyncio.get_running_loop()
         self._mailbox = Mailbox(self._loop)
+        self._turn = turn_of(self._loop)
         self._admission = Admission(spec.max_inputs)
         self._staged: deque[Input] = deque()
         self._agenda = Agenda(spec)
         self._runs: set[Run] = set()
-        self._pump_scheduled = False
+        self._settling = False
+        self._fatal = ""
         self._window_timer: asyncio.TimerHandle | None = None
         self._offer_timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
@@ -224,21 +205,26 @@ class Engine:
 
     def _enqueue(self, given: Input) -> None:
         self._agenda.add(given, clock.now())
-        self._schedule_pump()
+        self._settle_soon()
 
-    def _schedule_pump(self) -> None:
-        # Once a turn of the loop: what one bundle brings is seen together.
-        if not self._pump_scheduled:
-            self._pump_scheduled = True
-            self._loop.call_soon(self._pump)
+    def _settle_soon(self) -> None:
+        # Once a turn of the loop: what one bundle brings, and what ends together, is seen together.
+        if not self._settling:
+            self._settling = True
+            self._turn.at_end(self._settle)
+
+    def _settle(self) -> None:
+        """Start what may start, and offer the room that is left."""
+        self._settling = False
+        self._pump()
+        self._offer_room()
 
     def _pump(self) -> None:
         """Start what may start; wake again when the next window closes."""
-        self._pump_scheduled = False
         now = clock.now()
         while chosen := self._agenda.take(now):
             if in_time := [given for given in chosen if not self._is_late(given, now)]:
-                self._start(in_time)
+                self._start(in_time, now)
         if self._window_timer is not None:
             self._window_timer.cancel()
             self._window_timer = None
@@ -254,117 +240,94 @@ class Engine:
 
     # --- running ----------------------------------------------------------------------------------------------
 
-    def _start(self, inputs: list[Input]) -> None:
+    def _start(self, inputs: list[Input], now: float) -> None:
         method = inputs[0].method
-        contexts = [i.context() for i in inputs]
-        if method.batch is None:
-            context = contexts[0]
-        else:
-            deadlines = [c.deadline for c in contexts]
-            limits = [d for d in deadlines if d is not None]
-            context = CallContext(
-                id=f"batch-{next(self._batch_numbers)}",
-                attempt=max(c.attempt for c in contexts),
-                deadline=max(limits) if len(limits) == len(deadlines) else None,
-                method=method.name,
-                inputs=tuple(contexts),
-                _waiting=tuple(dict.fromkeys(pool for c in contexts for pool in c._waiting)),
-            )
+        run = Run(self._instance, method, inputs)
+        if method.batch is not None:
             self.counters.count_batch(method.name, len(inputs))
-        work = Work(
-            instance=self._instance,
-            method=method,
-            arguments=[i.call.arguments for i in inputs],
-            parameters=inputs[0].call.parameters,
-            context=context,
-            gate=inputs[0].gate,
-        )
-        run = Run(inputs, work, self._agenda.begin(method))
         if method.is_generator:
-            work.emit = lambda item: self._mailbox.post(self._emit, inputs[0], item)
+            run.gate = inputs[0].gate
+            run.emit = lambda item: self._mailbox.post(self._emit, inputs[0], item)
         self._runs.add(run)
-        now = clock.now()
+        limited = False
         for given in inputs:
             given.started = now
             given.run = run
+            limited = limited or given.call.timeout_s is not None
             if given.session.stages:
                 given.session.send(Started(given.call.call_id))
-        self._limit_execution(run)
-        self._launch(run)
+        if limited:
+            self._limit_execution(run)
+        self._launch(run, self._agenda.begin(method))
 
-    def _launch(self, run: Run) -> None:
-        method = run.work.method
+    def _launch(self, run: Run, on_main: bool) -> None:
         threads = self._instance.threads
+        post, finished = self._mailbox.post, self._finished
 
         def done(outcomes: list[Outcome] | None, error: BaseException | None) -> None:
-            self._mailbox.post(self._finished, run, outcomes, error)
+            post(finished, run, outcomes, error)
 
+        method = run.method
         if method.is_async:
-            run.launched = threads.user_loop.launch(_ASYNC_RUNNERS[_kind(method)](run.work), done)
+            run.launched = threads.user_loop.launch(_ASYNC_RUNNERS[_kind(method)](run), done)
         else:
-            (threads.main if run.on_main else threads.others).run(done, _RUNNERS[_kind(method)], run.work)
+            (threads.main if on_main else threads.others).run(done, _RUNNERS[_kind(method)], run)
 
     def _limit_execution(self, run: Run) -> None:
         longest = 0.0
+        timers = []
         for given in run.inputs:
             if given.call.timeout_s is not None:
                 longest = max(longest, given.call.timeout_s)
-                run.timers.append(self._loop.call_later(given.call.timeout_s, self._pass_deadline, given, "timeout_s"))
-        if longest:
-            wedged = longest + max(longest, WEDGED_AFTER_S)
-            run.timers.append(self._loop.call_later(wedged, self._report_wedged, run, longest))
+                timers.append(self._loop.call_later(given.call.timeout_s, self._pass_deadline, given, "timeout_s"))
+        wedged = longest + max(longest, WEDGED_AFTER_S)
+        timers.append(self._loop.call_later(wedged, self._report_wedged, run, longest))
+        run.timers = timers
 
     def _report_wedged(self, run: Run, limit_s: float) -> None:
         if run not in self._runs:
             return
-        if run.work.method.is_async:
+        if run.method.is_async:
             # One that was told to stop may take its time; one whose loop is blocked was never told.
             if run.launched is None or run.launched.asked_to_stop:
                 return
-            reason = f"{run.work.label} blocks the event loop long after its timeout_s of {limit_s:g} s"
+            reason = f"{run.label} blocks the event loop long after its timeout_s of {limit_s:g} s"
         else:
-            reason = f"{run.work.label} is still running long after its timeout_s of {limit_s:g} s"
+            reason = f"{run.label} is still running long after its timeout_s of {limit_s:g} s"
         self._on_trouble("wedged", reason)
 
     def _finished(self, run: Run, outcomes: list[Outcome] | None, error: BaseException | None) -> None:
         self._runs.discard(run)
         for timer in run.timers:
             timer.cancel()
-        self._agenda.end(run.work.method)
+        self._agenda.end(run.method)
         if isinstance(error, asyncio.CancelledError):
-            outcomes = [execution.failed(CallCancelled(f"{run.work.label} was cancelled"))] * len(run.inputs)
+            outcomes = [execution.failed(CallCancelled(f"{run.label} was cancelled"))] * len(run.inputs)
         elif outcomes is None:
             failure = error or RuntimeError("it ended without an outcome")
-            log.error("running %s failed inside gworker", run.work.label, exc_info=failure)
+            log.error("running %s failed inside gworker", run.label, exc_info=failure)
             outcomes = [execution.failed(failure)] * len(run.inputs)
             run.blamed = True
-        now = clock.now()
         for given, outcome in zip(run.inputs, outcomes, strict=True):
-            self._conclude(given, outcome, len(run.inputs), now)
+            self._conclude(given, outcome, len(run.inputs))
             self._leave(given)
-        for fatal in dict.fromkeys(o.fatal for o in outcomes if o.fatal):
-            self.draining = True  # nothing more comes into a process that is to be replaced
-            self._on_trouble("fatal", fatal)
-        self._offer_room()
-        self._schedule_pump()
+        self._settle_soon()
 
-    def _conclude(self, given: Input, outcome: Outcome, batch_size: int, now: float) -> None:
-        if outcome.failure is None:
-            self.counters.succeeded += 1
-        else:
-            self.counters.failed += 1
-        if given.answered:
-            return
+    def _conclude(self, given: Input, outcome: Outcome, batch_size: int) -> None:
         call_id = given.call.call_id
-        if outcome.failure is not None:
+        if isinstance(outcome, Failed):
+            self.counters.failed += 1
             self._answer(given, Raised(call_id, outcome.failure, batch_size, _blame(given)))
-        elif outcome.result is None:
-            self._answer(given, Ended(call_id))
-        else:
-            waited, ran = given.started - given.arrived, now - given.started
-            self._answer(given, Returned(call_id, outcome.result, waited, ran))
+            if outcome.fatal is not None and outcome.fatal != self._fatal:
+                self._fatal = outcome.fatal
+                self.draining = True  # nothing more comes into a process that is to be replaced
+                self._on_trouble("fatal", outcome.fatal)
+            return
+        self.counters.succeeded += 1
+        if not given.answered:
+            self._answer(given, Ended(call_id) if outcome is None else Returned(call_id, outcome))
 
-    def _emit(self, given: Input, item: Payload) -> None:
+    def _emit(self, given: Input, item: Packed) -> None:
         if not given.answered:
             given.session.send(Item(given.call.call_id, item))
 
@@ -409,16 +372,13 @@ class Engine:
         else:
             self._agenda.remove(given)
             self._leave(given)
-            self._offer_room()
-            self._schedule_pump()
+            self._settle_soon()
 
     def _stop(self, run: Run) -> None:
         """Nobody waits for this invocation: tell it. A synchronous one keeps its place until it returns."""
-        run.work.context._cancelled.set()
-        for context in run.work.context.inputs:
-            context._cancelled.set()
-        if run.work.gate is not None:
-            run.work.gate.close()
+        run.stop()
+        if run.gate is not None:
+            run.gate.close()
         if run.launched is not None:
             run.launched.cancel()
 

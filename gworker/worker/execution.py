@@ -7,50 +7,119 @@ Every function here turns whatever user code does into outcomes, one for each in
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol, TypeAlias
 
 from gworker import context
 from gworker.context import CallContext
 from gworker.errors import BatchResultError, Fatal
 from gworker.functions import MethodSpec
-from gworker.wire import Failure, Payload, pack, pack_exception, unpack
+from gworker.wire import Failure, Packed, Submit, pack, pack_exception, unpack
 from gworker.worker.lifecycle import Instance
 from gworker.worker.streams import StreamGate
 
 
-@dataclass
-class Outcome:
-    """What came of one input: a packed result, or a failure. `fatal` says that this worker must be replaced."""
+class Failed:
+    """An input that raised: what, and why this worker must be replaced if it must."""
 
-    result: Payload | None = None
-    failure: Failure | None = None
-    fatal: str | None = None
+    __slots__ = ("failure", "fatal")
+
+    def __init__(self, failure: Failure, fatal: str | None = None) -> None:
+        self.failure = failure
+        self.fatal = fatal
 
 
-@dataclass
+# What came of one input: a packed result, nothing more of a stream, or a failure.
+Outcome: TypeAlias = "Packed | Failed | None"
+
+
+class Given(Protocol):
+    """An input, as far as an invocation has to know it. `deadline` is an instant of `clock.now()`."""
+
+    call: Submit
+    deadline: float | None
+
+
 class Work:
-    """One invocation: the method, the packed arguments of each input, and the context the method will see."""
+    """One invocation: the method, the inputs it is for, how a stream sends its items, and whether to stop."""
 
-    instance: Instance
-    method: MethodSpec
-    arguments: Sequence[Payload]
-    parameters: Payload | None
-    context: CallContext
-    emit: Callable[[Payload], object] = lambda item: None
+    emit: Callable[[Packed], object]
     gate: StreamGate | None = None
+    stopped = False
+    _batch = 0
+    _values: Mapping[str, Any] = MappingProxyType({})
+    _context: CallContext | None = None
+
+    def __init__(self, instance: Instance, method: MethodSpec, inputs: Sequence[Given]) -> None:
+        self.instance = instance
+        self.method = method
+        self.inputs = inputs
+        if method.batch is not None:
+            self._batch = next(_batch_numbers)
 
     @property
     def label(self) -> str:
         """The method's name for messages."""
         return f"{self.instance.spec.name}.{self.method.name}"
 
+    @property
+    def context(self) -> CallContext:
+        """What `current_call()` shows: the call, or the batch with its inputs. Made by the thread that asks first."""
+        if self._context is None:
+            self._context = self._batch_context() if self._batch else self._context_of(self.inputs[0])
+            if self.stopped:  # meanwhile: then who stopped it may not have seen the context
+                self.stop()
+        return self._context
 
-def failed(error: BaseException) -> Outcome:
+    def stop(self) -> None:
+        """Nobody waits for this invocation any more."""
+        self.stopped = True
+        if self._context is not None:
+            for call in (self._context, *self._context.inputs):
+                call._cancelled.set()
+
+    def bind(self) -> Callable[..., Any]:
+        """The method to call, on what shows it the values of this call's parameters."""
+        packed = self.inputs[0].call.parameters
+        if packed is not None:
+            self._values = unpack(packed)
+            if self._context is not None:
+                for call in (self._context, *self._context.inputs):
+                    object.__setattr__(call, "parameters", self._values)
+        if self.method.asgi:
+            return self.instance.asgi.handle
+        bound: Callable[..., Any] = getattr(self.instance.target(self._values), self.method.name)
+        return bound
+
+    def _context_of(self, given: Given) -> CallContext:
+        call = given.call
+        return CallContext(
+            call.name, call.attempt, given.deadline, self.method.name, dict(self._values), _waiting=call.waiting
+        )
+
+    def _batch_context(self) -> CallContext:
+        contexts = tuple(map(self._context_of, self.inputs))
+        limits = [c.deadline for c in contexts if c.deadline is not None]
+        return CallContext(
+            id=f"batch-{self._batch}",
+            attempt=max(c.attempt for c in contexts),
+            deadline=max(limits) if len(limits) == len(contexts) else None,
+            method=self.method.name,
+            parameters=dict(self._values),
+            inputs=contexts,
+            _waiting=tuple(dict.fromkeys(pool for c in contexts for pool in c._waiting)),
+        )
+
+
+_batch_numbers = itertools.count(1)
+
+
+def failed(error: BaseException) -> Failed:
     """The outcome of an input that raised `error`."""
-    return Outcome(failure=pack_exception(error), fatal=why_fatal(error))
+    return Failed(pack_exception(error), why_fatal(error))
 
 
 # What CUDA says when the context of the process is lost: no later call in this process can succeed.
@@ -76,18 +145,9 @@ def why_fatal(error: BaseException) -> str | None:
     return None
 
 
-def _bind(work: Work) -> tuple[Callable[..., Any], Mapping[str, Any]]:
-    values: Mapping[str, Any] = unpack(work.parameters) if work.parameters is not None else {}
-    for call in (work.context, *work.context.inputs):
-        object.__setattr__(call, "parameters", values)
-    if work.method.asgi:
-        return work.instance.asgi.handle, values
-    return getattr(work.instance.target(values), work.method.name), values
-
-
-def _pack_result(work: Work, value: Any) -> Outcome:
+def _pack_result(work: Work, value: Any) -> Packed | Failed:
     try:
-        return Outcome(result=pack(value))
+        return pack(value)
     except BaseException as error:
         explained = TypeError(
             f"{work.label}() returned a value of type {type(value).__qualname__} that cannot be pickled: "
@@ -102,10 +162,10 @@ def _pack_result(work: Work, value: Any) -> Outcome:
 
 def run_call(work: Work) -> list[Outcome]:
     """Run a synchronous method on this thread."""
-    token = context.enter_call(work.context)
+    token = context.enter_call(work)
     try:
-        method, _ = _bind(work)
-        args, kwargs = unpack(work.arguments[0])
+        method = work.bind()
+        args, kwargs = unpack(work.inputs[0].call.arguments)
         return [_pack_result(work, method(*args, **kwargs))]
     except BaseException as error:
         return [failed(error)]
@@ -115,10 +175,10 @@ def run_call(work: Work) -> list[Outcome]:
 
 async def run_call_async(work: Work) -> list[Outcome]:
     """Run an asynchronous method on this loop."""
-    context.enter_call(work.context)
+    context.enter_call(work)
     try:
-        method, _ = _bind(work)
-        args, kwargs = unpack(work.arguments[0])
+        method = work.bind()
+        args, kwargs = unpack(work.inputs[0].call.arguments)
         return [_pack_result(work, await method(*args, **kwargs))]
     except BaseException as error:
         return [failed(error)]
@@ -127,13 +187,13 @@ async def run_call_async(work: Work) -> list[Outcome]:
 # --- batches -----------------------------------------------------------------------------------------------------
 
 
-def _columns(work: Work) -> tuple[list[Outcome | None], dict[str, list[Any]]]:
+def _columns(work: Work) -> tuple[list[Failed | None], dict[str, list[Any]]]:
     """The arguments of the inputs as one list for each name; an input that cannot be unpacked fails alone."""
-    outcomes: list[Outcome | None] = []
+    outcomes: list[Failed | None] = []
     rows: list[dict[str, Any]] = []
-    for packed in work.arguments:
+    for given in work.inputs:
         try:
-            rows.append(unpack(packed)[1])
+            rows.append(unpack(given.call.arguments)[1])
             outcomes.append(None)
         except BaseException as error:
             outcomes.append(failed(error))
@@ -161,7 +221,7 @@ def check_batch_result(label: str, size: int, result: Any) -> None:
         )
 
 
-def _spread(work: Work, outcomes: list[Outcome | None], result: Any) -> list[Outcome]:
+def _spread(work: Work, outcomes: list[Failed | None], result: Any) -> list[Outcome]:
     """Hand each input its element of `result`, or all of them a BatchResultError."""
     size = outcomes.count(None)
     check_batch_result(work.label, size, result)
@@ -169,7 +229,7 @@ def _spread(work: Work, outcomes: list[Outcome | None], result: Any) -> list[Out
     return [outcome or _element(work, result, next(elements)) for outcome in outcomes]
 
 
-def _element(work: Work, result: Any, index: int) -> Outcome:
+def _element(work: Work, result: Any, index: int) -> Packed | Failed:
     try:
         value = result[index]
     except BaseException as error:
@@ -177,19 +237,19 @@ def _element(work: Work, result: Any, index: int) -> Outcome:
     return failed(value) if isinstance(value, BaseException) else _pack_result(work, value)
 
 
-def _all_failed(outcomes: list[Outcome | None], error: BaseException) -> list[Outcome]:
+def _all_failed(outcomes: list[Failed | None], error: BaseException) -> list[Outcome]:
     shared = failed(error)
     return [outcome or shared for outcome in outcomes]
 
 
 def run_batch(work: Work) -> list[Outcome]:
     """Run a synchronous batched method on this thread."""
-    token = context.enter_call(work.context)
-    outcomes: list[Outcome | None] = [None] * len(work.arguments)
+    token = context.enter_call(work)
+    outcomes: list[Failed | None] = [None] * len(work.inputs)
     try:
         outcomes, columns = _columns(work)
         if None in outcomes:
-            method, _ = _bind(work)
+            method = work.bind()
             return _spread(work, outcomes, method(**columns))
         return [outcome for outcome in outcomes if outcome is not None]
     except BaseException as error:
@@ -200,19 +260,19 @@ def run_batch(work: Work) -> list[Outcome]:
 
 async def run_batch_async(work: Work) -> list[Outcome]:
     """Run an asynchronous batched method on this loop."""
-    context.enter_call(work.context)
-    outcomes: list[Outcome | None] = [None] * len(work.arguments)
+    context.enter_call(work)
+    outcomes: list[Failed | None] = [None] * len(work.inputs)
     try:
         outcomes, columns = _columns(work)
         if None in outcomes:
-            method, _ = _bind(work)
+            method = work.bind()
             return _spread(work, outcomes, await method(**columns))
         return [outcome for outcome in outcomes if outcome is not None]
     except BaseException as error:
         return _all_failed(outcomes, error)
 
 
-def weigh(instance: Instance, method: MethodSpec, arguments: Payload) -> float | Failure:
+def weigh(instance: Instance, method: MethodSpec, arguments: Packed) -> float | Failure:
     """The weight of an input as the user's function sees it: a finite number that is not negative, or a failure."""
     assert method.batch is not None and method.batch.weight is not None
     try:
@@ -245,12 +305,12 @@ def _as_weight(value: Any) -> float | None:
 def run_stream(work: Work) -> list[Outcome]:
     """Run a generator method on this thread, advancing it as its consumer makes room."""
     assert work.gate is not None
-    token = context.enter_call(work.context)
+    token = context.enter_call(work)
     generator: Any = None
-    outcome = Outcome()
+    outcome: Failed | None = None
     try:
-        method, _ = _bind(work)
-        args, kwargs = unpack(work.arguments[0])
+        method = work.bind()
+        args, kwargs = unpack(work.inputs[0].call.arguments)
         generator = method(*args, **kwargs)
         while work.gate.acquire():
             try:
@@ -258,10 +318,10 @@ def run_stream(work: Work) -> list[Outcome]:
             except StopIteration:
                 break
             packed = _pack_result(work, item)
-            if packed.result is None:
+            if isinstance(packed, Failed):
                 outcome = packed
                 break
-            work.emit(packed.result)
+            work.emit(packed)
     except BaseException as error:
         outcome = failed(error)
     finally:
@@ -269,7 +329,7 @@ def run_stream(work: Work) -> list[Outcome]:
             try:
                 generator.close()
             except BaseException as error:
-                outcome = outcome if outcome.failure else failed(error)
+                outcome = outcome or failed(error)
         context.exit_call(token)
     return [outcome]
 
@@ -277,12 +337,12 @@ def run_stream(work: Work) -> list[Outcome]:
 async def run_stream_async(work: Work) -> list[Outcome]:
     """Run an asynchronous generator method on this loop."""
     assert work.gate is not None
-    context.enter_call(work.context)
+    context.enter_call(work)
     generator: Any = None
-    outcome = Outcome()
+    outcome: Failed | None = None
     try:
-        method, _ = _bind(work)
-        args, kwargs = unpack(work.arguments[0])
+        method = work.bind()
+        args, kwargs = unpack(work.inputs[0].call.arguments)
         generator = method(*args, **kwargs)
         while await work.gate.acquire_async():
             try:
@@ -290,10 +350,10 @@ async def run_stream_async(work: Work) -> list[Outcome]:
             except StopAsyncIteration:
                 break
             packed = _pack_result(work, item)
-            if packed.result is None:
+            if isinstance(packed, Failed):
                 outcome = packed
                 break
-            work.emit(packed.result)
+            work.emit(packed)
     except BaseException as error:
         outcome = failed(error)
     finally:
@@ -301,7 +361,7 @@ async def run_stream_async(work: Work) -> list[Outcome]:
             try:
                 await generator.aclose()
             except BaseException as error:
-                outcome = outcome if outcome.failure else failed(error)
+                outcome = outcome or failed(error)
     return [outcome]
 
 

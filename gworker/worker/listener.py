@@ -15,13 +15,15 @@ import shutil
 import tempfile
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from gworker.connection import HIGH_WATER_BYTES, Connection, give_to_children, keep_from_children
 from gworker.frames import Hello, ProtocolError, Welcome, WorkerHandshake, new_secret
+from gworker.mailbox import turn_of
 from gworker.router.membership import DirectAddress
-from gworker.wire import Down, Up
+from gworker.wire import Down, Up, from_plain
 from gworker.worker.engine import Engine
 from gworker.worker.session import Session
 
@@ -53,6 +55,7 @@ class DirectLine:
         self.session = Session(name, engine, self._schedule)
         self._listener = listener
         self._loop = asyncio.get_running_loop()
+        self._turn = turn_of(self._loop)
         self._connection: Connection | None = None
         self._unacknowledged: deque[Down] = deque()
         self._scheduled = False
@@ -117,7 +120,7 @@ class DirectLine:
     def _schedule(self) -> None:
         if not self._scheduled and not self._closed:
             self._scheduled = True
-            self._loop.call_soon(self.flush)
+            self._turn.at_end(self.flush)
 
     def _acknowledge(self) -> None:
         self._acknowledging = None
@@ -159,9 +162,10 @@ class _Peer(Connection):
         self._line.attach(self, hello.last)
         self.open_frames(rest)
 
-    def on_bundle(self, bundle: Up) -> None:
-        if type(bundle) is not Up or type(bundle.sequence) is not int or type(bundle.waiting) is not int:
-            raise ProtocolError(f"no bundle of a router, but {type(bundle).__name__}")
+    def on_frame(self, content: Any) -> None:
+        bundle = from_plain(Up, content)
+        if type(bundle.sequence) is not int or type(bundle.waiting) is not int:
+            raise ProtocolError("no bundle of a router")
         assert self._line is not None
         self._line.receive(bundle)
 

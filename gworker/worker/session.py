@@ -36,6 +36,7 @@ class Session:
         self._arrivals = InOrder()
         self._sent = -1
         self._acknowledged = -1
+        self._waiting = 0
         self._nudged = False
 
     def receive(self, bundle: Up) -> None:
@@ -45,13 +46,15 @@ class Session:
             self.stages = up.stages
             self._acknowledged = max(self._acknowledged, up.acknowledged)
             for message in up.messages:
-                if isinstance(message, Submit):
+                if type(message) is Submit:
                     self._engine.submit(self, message)
                 elif isinstance(message, Cancel):
                     self._engine.cancel(self, message.call_id)
                 elif isinstance(message, Credit):
                     self._engine.credit(self, message.call_id, message.more)
-            self._engine.caller_waits(self.name, up.waiting)
+            if up.waiting != self._waiting or up.waiting:
+                self._waiting = up.waiting
+                self._engine.caller_waits(self.name, up.waiting)
 
     def send(self, message: Any) -> None:
         """Queue a message for the router."""
@@ -87,10 +90,10 @@ class Session:
 
     def take(self, most_bytes: int | None = None) -> Down:
         """What waits to be sent, as one bundle: all of it, or as many messages as have about `most_bytes`."""
-        count = len(self._outbox)
-        if most_bytes is not None and count > 1:
-            count = count_within(self._outbox, count, most_bytes)
-        messages, self._outbox = tuple(self._outbox[:count]), self._outbox[count:]
+        messages, self._outbox = self._outbox, []
+        if most_bytes is not None and len(messages) > 1:
+            count = count_within(messages, len(messages), most_bytes)
+            messages, self._outbox = messages[:count], messages[count:]
         self._nudged = False
         self._sent += 1
         self.last_sent = clock.now()

@@ -88,7 +88,8 @@ class Admission:
         return min((until for _, until in self._offers.values()), default=None)
 
     def _unpromised(self) -> int:
-        return self.free - sum(count for count, _ in self._offers.values())
+        offered = sum(count for count, _ in self._offers.values()) if self._offers else 0
+        return self.capacity - self.held - offered
 
     def _forget_stale_offers(self, now: float) -> None:
         if self._offers:

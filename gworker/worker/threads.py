@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from gworker.mailbox import Mailbox
+from gworker.router.loop import new_loop
 
 T = TypeVar("T")
 log = logging.getLogger("gworker.worker")
@@ -24,7 +25,7 @@ class UserLoop:
     """The event loop that asynchronous methods and hooks of one instance share, on a thread of its own."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop = new_loop()
         self._mailbox = Mailbox(self.loop)
         self._thread = threading.Thread(target=self._run, name="gworker-user-loop", daemon=True)
         self._thread.start()
@@ -61,19 +62,19 @@ class Launched:
     `asked_to_stop` is set once its task has been asked: on a loop that is blocked, never.
     """
 
-    __slots__ = ("_coroutine", "_done", "_mailbox", "_task", "asked_to_stop")
+    __slots__ = ("_begun", "_coroutine", "_done", "_mailbox", "_task", "asked_to_stop")
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], done: Done, mailbox: Mailbox) -> None:
         self._coroutine = coroutine
         self._done = done
         self._mailbox = mailbox
         self._task: asyncio.Task[Any] | None = None
+        self._begun = False
         self.asked_to_stop = False
 
     def start(self) -> None:
         """Make the task; called on its loop."""
-        self._task = contextvars.Context().run(asyncio.get_running_loop().create_task, self._coroutine)
-        self._task.add_done_callback(self._finish)
+        self._task = contextvars.Context().run(asyncio.get_running_loop().create_task, self._run())
 
     def cancel(self) -> None:
         """Ask the task to stop."""
@@ -83,14 +84,22 @@ class Launched:
         self.asked_to_stop = True
         if self._task is not None:
             self._task.cancel()
+            if not self._begun:  # then nothing of it ever runs
+                self._begun = True
+                self._coroutine.close()
+                self._done(None, asyncio.CancelledError())
 
-    def _finish(self, task: asyncio.Task[Any]) -> None:
-        if task.cancelled():
-            self._done(None, asyncio.CancelledError())
-        elif (error := task.exception()) is not None:
+    async def _run(self) -> None:
+        # The last thing the task does: cheaper than a callback, which would take a turn of the loop of its own.
+        self._begun = True
+        try:
+            result = await self._coroutine
+        except BaseException as error:
             self._done(None, error)
+            if not isinstance(error, Exception):
+                raise
         else:
-            self._done(task.result(), None)
+            self._done(result, None)
 
 
 class _TaskFuture(concurrent.futures.Future[T]):

@@ -233,7 +233,7 @@ def submit(number: int, size: int = 1) -> Submit:
 
 
 def returned(number: int, payload: Payload | None = None) -> Returned:
-    return Returned(number, payload or Payload(b"y"), 0.0, 0.0)
+    return Returned(number, payload or Payload(b"y"))
 
 
 # --- traffic -----------------------------------------------------------------------------------------------------

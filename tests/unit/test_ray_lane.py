@@ -107,7 +107,7 @@ def submit(number: int) -> Submit:
 
 
 def returned(number: int) -> Returned:
-    return Returned(number, Payload(b"y"), 0.0, 0.0)
+    return Returned(number, Payload(b"y"))
 
 
 async def turn() -> None:

@@ -92,7 +92,7 @@ class FakeLane:
         self.link.on_progress()
 
     def returns(self, call: RoutedCall, value: Any = None) -> None:
-        self.says(Returned(call.number, pack(value), 0.0, 0.0))
+        self.says(Returned(call.number, pack(value)))
 
     def raises(self, call: RoutedCall, error: BaseException, batch_size: int = 1) -> None:
         self.says(Raised(call.number, pack_exception(error), batch_size))
@@ -284,7 +284,7 @@ async def test_each_call_goes_to_the_least_loaded_worker(bench: Bench) -> None:
     calls = await bench.calls(5)
     assert len(bench.lane("small").submits()) == 1
     assert len(bench.lane("large").submits()) == 4
-    bench.lane("large").says(*(Returned(m.call_id, pack(None), 0.0, 0.0) for m in bench.lane("large").submits()))
+    bench.lane("large").says(*(Returned(m.call_id, pack(None)) for m in bench.lane("large").submits()))
     more = await bench.call()
     assert bench.lane("large").of(more)
     assert not any(told(c) for c in calls if bench.lane("small").of(c))
@@ -348,7 +348,7 @@ async def test_a_message_about_a_call_that_is_no_longer_there_is_ignored(bench: 
     lane = bench.lane("a")
     lane.says(Busy(call.number))
     bench.lane("b").returns(call, 1)
-    lane.says(Returned(call.number, pack(2), 0.0, 0.0), Started(call.number), Ended(call.number + 1000))
+    lane.says(Returned(call.number, pack(2)), Started(call.number), Ended(call.number + 1000))
     assert told(call) == [("returned", 1)]
 
 
@@ -808,7 +808,7 @@ async def test_a_running_call_that_is_cancelled_is_cancelled_in_its_worker(bench
     assert isinstance(error_of(call), CallCancelled)
     assert "Embedder.embed" in str(error_of(call))
     assert bench.lane().sent[-1] == Cancel(call.number)
-    bench.lane().says(Returned(call.number, pack(1), 0.0, 0.0))
+    bench.lane().says(Returned(call.number, pack(1)))
     assert len(told(call)) == 1
 
 
@@ -1038,7 +1038,7 @@ class Gone(Outcome):
 @pytest.mark.parametrize(
     "word",
     [
-        lambda n: Returned(n, pack(1), 0.0, 0.0),
+        lambda n: Returned(n, pack(1)),
         lambda n: Raised(n, pack_exception(ValueError("x")), 1),
         lambda n: Item(n, pack(1)),
         Ended,
@@ -1048,7 +1048,7 @@ class Gone(Outcome):
 async def test_a_consumer_that_is_gone_keeps_nobody_elses_result_back(bench: Bench, word: Any) -> None:
     await bench.show("a", capacity=4)
     gone, other = await bench.call(sink=Gone()), await bench.call()
-    bench.lane().says(word(gone.number), Returned(other.number, pack(1), 0.0, 0.0))
+    bench.lane().says(word(gone.number), Returned(other.number, pack(1)))
     assert told(other) == [("returned", 1)]
 
 

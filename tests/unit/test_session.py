@@ -107,8 +107,8 @@ def test_all_news_leave_as_one_numbered_bundle(caller: Caller) -> None:
 
 def test_large_news_leave_in_bundles_of_about_the_size_asked_for(caller: Caller) -> None:
     for number in range(5):
-        caller.session.send(Returned(number, Payload(b"x" * 100), 0.0, 0.0))
-    caller.session.send(Returned(5, Payload(b"", [b"x" * 1000]), 0.0, 0.0))
+        caller.session.send(Returned(number, Payload(b"x" * 100)))
+    caller.session.send(Returned(5, Payload(b"", [b"x" * 1000])))
     caller.session.send(Ended(6))
     taken = [caller.session.take(250).messages for _ in range(4)]
     assert [[m.call_id for m in messages] for messages in taken] == [[0, 1], [2, 3], [4], [5]]

@@ -18,7 +18,7 @@ SIZES = pytest.mark.parametrize("count", [0, 1, 10, LARGE], ids=["empty", "one",
 
 def travel(value: Any) -> Any:
     """Through a payload, a bundle, and back: what a result goes through on its way to a caller."""
-    bundle = Down(0, -1, 1, False, (Returned(1, pack(value), 0.0, 0.0),))
+    bundle = Down(0, -1, 1, False, (Returned(1, pack(value)),))
     (message,) = decode(encode(bundle)).messages
     return unpack(message.result)
 

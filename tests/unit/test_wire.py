@@ -38,7 +38,7 @@ LARGE = INLINE_BUFFER_BYTES  # bytes: from this size on a buffer travels beside 
 
 def travel(value: Any) -> Any:
     """Through a payload, a bundle, and back: what a result goes through on its way to a caller."""
-    bundle = Down(0, -1, 1, False, (Returned(1, pack(value), 0.0, 0.0),))
+    bundle = Down(0, -1, 1, False, (Returned(1, pack(value)),))
     (message,) = decode(encode(bundle)).messages
     return unpack(message.result)
 
@@ -144,7 +144,7 @@ def test_the_size_of_a_payload_counts_its_buffers() -> None:
 
 
 def test_the_buffers_of_a_bundle_stay_out_of_its_pickle() -> None:
-    encoded = encode(Down(0, -1, 1, False, (Returned(1, pack(np.zeros(10**6, dtype="u1")), 0.0, 0.0),)))
+    encoded = encode(Down(0, -1, 1, False, (Returned(1, pack(np.zeros(10**6, dtype="u1"))),)))
     assert isinstance(encoded, tuple)
     data, buffers = encoded
     assert len(data) < 1000
