@@ -22,7 +22,7 @@ import pytest
 import gworker as gw
 from gworker.frames import GREETING_BYTES, WELCOME_BYTES, Hello, RouterHandshake, encode_frame
 from gworker.router.direct import DirectLane
-from gworker.wire import Submit, Up, pack
+from gworker.wire import Submit, Up, pack, to_plain
 from tests.chaos.account import Book, Receipt, Traffic, audit
 from tests.chaos.conftest import serving
 
@@ -99,7 +99,7 @@ class Attacker:
     def known(self) -> None:
         """Garbage behind a good handshake."""
         kind = self.chance.randrange(5)
-        whole = b"".join(bytes(part) for part in encode_frame(self.bundle(0)))
+        whole = b"".join(bytes(part) for part in encode_frame(to_plain(self.bundle(0))))
         if kind == 0:
             data = self.garbage()
         elif kind == 1:
@@ -112,7 +112,12 @@ class Attacker:
                 damaged[self.chance.randrange(10, len(damaged))] = self.chance.randrange(256)
             data = bytes(damaged)
         else:
-            data = b"".join(bytes(part) for part in encode_frame(self.chance.choice([None, {}, "Up", (1, 2, 3)])))
+            data = b"".join(
+                bytes(part)
+                for part in encode_frame(
+                    self.chance.choice([None, {}, "Up", (1, 2, 3), ("", 0, -1, 0, False, [(99, ())])])
+                )
+            )
         self.send_and_close(self.admitted(), data)
 
     def bundle(self, sequence: int) -> Up:
@@ -220,7 +225,7 @@ def test_a_caller_that_sends_a_flood_and_reads_nothing_costs_a_worker_little(
     end = time.monotonic() + 3.0
     with contextlib.suppress(TimeoutError):
         for sequence in range(100_000):
-            for part in encode_frame(attacker.bundle(sequence)):
+            for part in encode_frame(to_plain(attacker.bundle(sequence))):
                 connected.sendall(part)
             taken += 1
             if sequence % 50 == 0:

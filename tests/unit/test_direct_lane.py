@@ -21,7 +21,7 @@ from gworker.frames import GREETING_BYTES, Hello, RouterHandshake, WorkerHandsha
 from gworker.router import direct
 from gworker.router.direct import DirectLane
 from gworker.router.membership import DirectAddress
-from gworker.wire import Busy, Cancel, Credit, Item, Payload, Returned, Submit, Up
+from gworker.wire import Busy, Cancel, Credit, Item, Payload, Returned, Submit, Up, to_plain
 from gworker.worker import listener as worker_side
 from gworker.worker.listener import DirectListener
 
@@ -321,7 +321,7 @@ async def test_a_refused_input_makes_the_lane_wait_to_be_told(pair: Pair, caller
     assert caller.messages == [Busy(1)]
     assert lane.available() == 0
     lane.want(3)
-    await until(lambda: pair.engine.waiting["me"] == 3)
+    await until(lambda: pair.engine.waiting.get("me") == 3)
     pair.engine.room = 2
     pair.session.nudge()
     await until(lambda: lane.available() > 0)
@@ -427,7 +427,7 @@ async def test_a_caller_that_does_not_read_costs_no_more_than_its_buffers(pair: 
         while True:
             up = Up("slow", sequence, -1, 0, False, tuple(submit(n, 500) for n in range(20)))
             sequence += 1
-            for part in encode_frame(up):
+            for part in encode_frame(to_plain(up)):
                 writer.write(part)
             await writer.drain()
 
@@ -725,7 +725,7 @@ async def test_a_fault_of_the_router_s_end_does_not_leave_the_rest_of_the_bundle
 
 async def test_a_gap_between_bundles_ends_the_session(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
     reader, writer = await read_hello(pair)
-    for part in encode_frame(Up("slow", 5, -1, 0, False, (submit(1),))):
+    for part in encode_frame(to_plain(Up("slow", 5, -1, 0, False, [submit(1)]))):
         writer.write(part)
     await until(lambda: "slow" not in pair.engine.sessions)
     assert pair.engine.submitted == []
@@ -735,7 +735,18 @@ async def test_a_gap_between_bundles_ends_the_session(pair: Pair, caplog: pytest
 
 @pytest.mark.parametrize(
     "bundle",
-    ["text", None, Up("slow", "0", -1, 0, False, ()), Up("slow", 0, -1, "9", False, ())],  # type: ignore[arg-type]
+    [
+        "text",
+        None,
+        7,
+        to_plain(Up("slow", "0", -1, 0, False, ())),  # type: ignore[arg-type]
+        to_plain(Up("slow", 0, -1, "9", False, ())),  # type: ignore[arg-type]
+        to_plain(Up("slow", 0, -1, 0, False, ()))[:-2],
+        ("slow", 0, -1, 0, False, [(99, ())]),
+        ("slow", 0, -1, 0, False, [(0, ("too", "few"))]),
+        ("slow", 0, -1, 0, False, [("0", ())]),
+        ("slow", 0, -1, 0, False, [None]),
+    ],
 )
 async def test_what_is_no_bundle_ends_the_session_of_its_sender_alone(
     pair: Pair, caller: Caller, bundle: Any, caplog: pytest.LogCaptureFixture

@@ -9,9 +9,8 @@ import pytest
 
 from gworker.errors import PoolUnavailable, QueueFull
 from gworker.retries import Retries
-from gworker.router.calls import RoutedCall
+from gworker.router.calls import Plan, RoutedCall
 from gworker.router.queue import CallQueue
-from gworker.wire import Payload
 
 MB = 1024 * 1024
 
@@ -22,18 +21,7 @@ def make_queue(max_pending: int = 1000, max_pending_mb: float = 1000) -> CallQue
 
 def make_call(size: int = 1) -> RoutedCall:
     sink: Any = None
-    return RoutedCall(
-        label="Embedder.embed",
-        method="embed",
-        arguments=Payload(bytes(size)),
-        parameters=None,
-        parameters_key="",
-        deadline=None,
-        timeout_s=None,
-        retries=Retries.of(0),
-        credit=0,
-        sink=sink,
-    )
+    return RoutedCall(Plan("Embedder.embed", "embed", None, "", None, Retries.of(0)), bytes(size), sink)
 
 
 def line_up(queue: CallQueue, count: int) -> list[RoutedCall]:

@@ -16,7 +16,6 @@ from gworker.wire import (
     Down,
     Ended,
     Item,
-    Payload,
     Returned,
     Started,
     Submit,
@@ -40,7 +39,9 @@ class FakeActor:
     def remote(self, bundle: Any) -> FakeActor:
         if self.refuses is not None:
             raise self.refuses
-        self.bundles.append(decode(bundle))
+        up = decode(bundle, Up)
+        assert up is not None
+        self.bundles.append(up)
         self.owed.append(concurrent.futures.Future())
         return self
 
@@ -103,11 +104,11 @@ class Worker:
 
 
 def submit(number: int) -> Submit:
-    return Submit(number, f"call-{number}", "embed", Payload(b"x"), None, "", 1, None, None, 0, 0)
+    return Submit(number, f"call-{number}", "embed", b"x", None, "", 1, None, None, 0, 0)
 
 
 def returned(number: int) -> Returned:
-    return Returned(number, Payload(b"y"))
+    return Returned(number, b"y")
 
 
 async def turn() -> None:
@@ -129,7 +130,7 @@ async def test_what_is_sent_in_one_turn_of_the_loop_travels_in_one_bundle_in_ord
     worker.lane.send(Credit(3, 8))
     assert [len(b.messages) for b in worker.actor.bundles] == [3]
     await turn()
-    assert [b.messages for b in worker.actor.bundles[1:]] == [(Cancel(2), Credit(3, 8))]
+    assert [b.messages for b in worker.actor.bundles[1:]] == [[Cancel(2), Credit(3, 8)]]
 
 
 async def test_bundles_are_numbered_and_name_the_session(worker: Worker) -> None:
@@ -165,7 +166,7 @@ async def test_an_exchange_is_open_as_long_as_inputs_are_with_the_worker(worker:
 @pytest.mark.parametrize("last", [returned(1), Busy(1), Ended(1)], ids=lambda m: type(m).__name__)
 async def test_an_input_is_with_the_worker_until_its_last_word(worker: Worker, last: Any) -> None:
     await worker.submit(1)
-    await worker.answer(Started(1), Item(1, Payload(b"i")))
+    await worker.answer(Started(1), Item(1, b"i"))
     assert worker.open == 1
     await worker.answer(last)
     assert worker.open == 0
@@ -216,7 +217,7 @@ async def test_a_worker_that_drains_is_told_that_its_last_results_have_arrived(w
     await worker.answer(returned(1), draining=True, room=0)
     assert worker.open == 1
     assert worker.actor.bundles[-1].acknowledged == 0
-    assert worker.actor.bundles[-1].messages == ()
+    assert worker.actor.bundles[-1].messages == []
 
 
 async def test_no_exchange_goes_to_and_fro_with_a_draining_worker_that_has_one_open(worker: Worker) -> None:
@@ -277,7 +278,7 @@ async def test_a_worker_without_room_is_told_how_many_inputs_wait_for_it(worker:
     worker.lane.want(7)
     await turn()
     assert worker.actor.bundles[-1].waiting == 7
-    assert worker.actor.bundles[-1].messages == ()
+    assert worker.actor.bundles[-1].messages == []
 
 
 async def test_it_is_told_once_not_at_every_change_of_the_number(worker: Worker) -> None:

@@ -23,7 +23,7 @@ from gworker.router.lanes import RENEW_S
 from gworker.router.membership import PoolDefinition, PoolKey
 from gworker.router.router import RELINK_AFTER_S
 from gworker.spec import Options
-from gworker.wire import Down, Payload, Up, decode, encode, pack
+from gworker.wire import Down, Up, decode, encode, pack
 from gworker.worker.actor import EXCHANGE_S, FORGET_S, LEASE_S
 from tests.unit.test_exchange import Router
 from tests.unit.test_exchange import router as router  # noqa: PLC0414  # a fixture
@@ -76,7 +76,7 @@ async def test_a_caller_that_was_given_up_is_told_so_when_it_comes_back(router: 
     await router.open(input_of(1))
     await router.timeline.advance(EXCHANGE_S + LEASE_S * 1.5)
     assert router.engine.sessions == {}
-    assert decode(await router.actor.exchange(encode(Up("me", 1, 0, 0, False, ())))) is None
+    assert decode(await router.actor.exchange(encode(Up("me", 1, 0, 0, False, ()))), Down) is None
 
 
 async def test_a_caller_whose_results_were_thrown_away_is_told_so(router: Router) -> None:
@@ -84,7 +84,7 @@ async def test_a_caller_whose_results_were_thrown_away_is_told_so(router: Router
     await router.timeline.advance(EXCHANGE_S)
     router.line.session.send(returned(1))
     await router.timeline.advance(LEASE_S * 1.5)
-    assert decode(await router.actor.exchange(encode(Up("me", 1, 0, 0, False, ())))) is None
+    assert decode(await router.actor.exchange(encode(Up("me", 1, 0, 0, False, ()))), Down) is None
 
 
 async def test_a_caller_that_was_only_idle_is_not_given_up_before_its_lane_begins_anew(router: Router) -> None:
@@ -191,7 +191,7 @@ async def test_a_worker_that_is_stopped_before_it_began_is_not_created(monkeypat
     monkeypatch.setattr(controller_module.deployment, "this_actor", lambda: None)
     controller = Controller(ControllerBoot("app", False, False))
     key = PoolKey("A")
-    pool = controller._add_pool(PoolDefinition(key, Payload(b""), Payload(b""), Options(min_workers=1), 1, 1))
+    pool = controller._add_pool(PoolDefinition(key, b"", b"", Options(min_workers=1), 1, 1))
     (start,) = pool.plan(0.0)
     keeper = controller._keep(pool, pool.add(start.slot, "A-1", 1, 0.0))
     stopping = asyncio.ensure_future(controller.stop(drain=False))
@@ -225,7 +225,7 @@ async def _probed(actor: Any, method: Any) -> Any:
 def _actor() -> Any:
     from gworker.worker.actor import WorkerActor, WorkerBoot
 
-    return WorkerActor(WorkerBoot("app", "pool", "worker-1", Payload(b""), Payload(b""), None))
+    return WorkerActor(WorkerBoot("app", "pool", "worker-1", b"", b"", None))
 
 
 async def test_fatal_in_a_probe_replaces_the_worker_at_once() -> None:

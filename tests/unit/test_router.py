@@ -23,10 +23,11 @@ from gworker.errors import (
     StartupFailed,
     WorkerLost,
 )
+from gworker.mailbox import turn_of
 from gworker.options import Options
 from gworker.retries import Retries
 from gworker.router import router as router_module
-from gworker.router.calls import Problem, RoutedCall
+from gworker.router.calls import Plan, Problem, RoutedCall
 from gworker.router.membership import Demand, PoolKey, PoolState, PoolView, WorkerView
 from gworker.router.router import DEMAND_PERIOD_S, EXPLAIN_AFTER_S, Link, Router
 from gworker.wire import (
@@ -35,7 +36,7 @@ from gworker.wire import (
     Credit,
     Ended,
     Item,
-    Payload,
+    Packed,
     Raised,
     Returned,
     Started,
@@ -85,11 +86,12 @@ class FakeLane:
     # what the worker says
 
     def says(self, *messages: Any) -> None:
-        """A bundle from the worker."""
-        for message in messages:
-            self.room += isinstance(message, (Returned, Raised, Ended))
-            self.link.on_message(message)
-        self.link.on_progress()
+        """A bundle from the worker: handled in one turn of the loop, as a connection does."""
+        with turn_of(asyncio.get_running_loop()):
+            for message in messages:
+                self.room += isinstance(message, (Returned, Raised, Ended))
+                self.link.on_message(message)
+            self.link.on_progress()
 
     def returns(self, call: RoutedCall, value: Any = None) -> None:
         self.says(Returned(call.number, pack(value)))
@@ -158,13 +160,13 @@ class Outcome:
     def __init__(self) -> None:
         self.told: list[Any] = []
 
-    def returned(self, result: Payload) -> None:
+    def returned(self, result: Packed) -> None:
         self.told.append(("returned", unpack(result)))
 
     def raised(self, problem: Problem) -> None:
         self.told.append(problem.exception())
 
-    def item(self, item: Payload) -> None:
+    def item(self, item: Packed) -> None:
         self.told.append(("item", unpack(item)))
 
     def ended(self) -> None:
@@ -205,16 +207,11 @@ class Bench:
         credit: int = 0,
     ) -> RoutedCall:
         return RoutedCall(
-            label="Embedder.embed",
-            method="embed",
-            arguments=Payload(b"x" * size),
-            parameters=None,
-            parameters_key="",
-            deadline=clock.deadline_after(deadline_s) if deadline_s is None else clock.now() + deadline_s,
-            timeout_s=None,
-            retries=Retries.of(retries),
+            Plan("Embedder.embed", "embed", None, "", None, Retries.of(retries)),
+            b"x" * size,
+            sink or Outcome(),
+            deadline=None if deadline_s is None else clock.now() + deadline_s,
             credit=credit,
-            sink=sink or Outcome(),
         )
 
     async def call(self, **about: Any) -> RoutedCall:
@@ -1023,7 +1020,7 @@ async def test_a_call_that_backs_off_is_demand_until_it_has_ended(bench: Bench) 
 class Gone(Outcome):
     """A consumer whose event loop has been closed: whatever it is told raises."""
 
-    def returned(self, result: Payload) -> None:
+    def returned(self, result: Packed) -> None:
         raise RuntimeError("Event loop is closed")
 
     def raised(self, problem: Problem) -> None:

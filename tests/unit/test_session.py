@@ -73,7 +73,7 @@ def caller(now: Clock) -> Caller:
 
 
 def submit(call_id: int) -> Submit:
-    return Submit(call_id, "name", "embed", Payload(b""), None, "", 1, None, None, 0, 0)
+    return Submit(call_id, "name", "embed", b"", None, "", 1, None, None, 0, 0)
 
 
 def test_messages_are_handed_on_in_the_order_they_were_sent_and_the_wait_is_told_last(caller: Caller) -> None:
@@ -100,20 +100,20 @@ def test_all_news_leave_as_one_numbered_bundle(caller: Caller) -> None:
     caller.session.send(Ended(1))
     caller.session.send(Busy(2))
     assert caller.session.has_news and caller.wakes == 2
-    assert caller.session.take() == Down(0, 0, 3, False, (Ended(1), Busy(2)))
+    assert caller.session.take() == Down(0, 0, 3, False, [Ended(1), Busy(2)])
     assert not caller.session.has_news
-    assert caller.session.take() == Down(1, 0, 3, False, ())
+    assert caller.session.take() == Down(1, 0, 3, False, [])
 
 
 def test_large_news_leave_in_bundles_of_about_the_size_asked_for(caller: Caller) -> None:
     for number in range(5):
-        caller.session.send(Returned(number, Payload(b"x" * 100)))
+        caller.session.send(Returned(number, b"x" * 100))
     caller.session.send(Returned(5, Payload(b"", [b"x" * 1000])))
     caller.session.send(Ended(6))
     taken = [caller.session.take(250).messages for _ in range(4)]
     assert [[m.call_id for m in messages] for messages in taken] == [[0, 1], [2, 3], [4], [5]]
     assert caller.session.has_news
-    assert caller.session.take(250).messages == (Ended(6),)
+    assert caller.session.take(250).messages == [Ended(6)]
 
 
 def test_a_bundle_acknowledges_only_what_has_come_without_gaps(caller: Caller) -> None:
@@ -126,7 +126,7 @@ def test_a_bundle_acknowledges_only_what_has_come_without_gaps(caller: Caller) -
 def test_a_nudge_is_news_without_a_message(caller: Caller) -> None:
     caller.session.nudge()
     assert caller.session.has_news and caller.wakes == 1
-    assert caller.session.take().messages == ()
+    assert caller.session.take().messages == []
     assert not caller.session.has_news
 
 

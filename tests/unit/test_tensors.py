@@ -19,7 +19,10 @@ SIZES = pytest.mark.parametrize("count", [0, 1, 10, LARGE], ids=["empty", "one",
 def travel(value: Any) -> Any:
     """Through a payload, a bundle, and back: what a result goes through on its way to a caller."""
     bundle = Down(0, -1, 1, False, (Returned(1, pack(value)),))
-    (message,) = decode(encode(bundle)).messages
+    again = decode(encode(bundle), Down)
+    assert again is not None
+    (message,) = again.messages
+    assert isinstance(message, Returned)
     return unpack(message.result)
 
 
