@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from gworker import context
 from gworker.mailbox import mailbox_of
-from gworker.router.calls import Problem, RoutedCall
+from gworker.router.calls import NOBODY, Problem, RoutedCall
 from gworker.wire import Packed, unpack
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class Call(Generic[R]):
 
     def _attach(self, router: Router, call: RoutedCall) -> None:
         self._router, self._call = router, call
+        if self._outcome is not _UNSET:
+            call.sink = NOBODY
 
     @property
     def id(self) -> str:
@@ -132,6 +134,9 @@ class Call(Generic[R]):
 
     def _settle(self, outcome: Packed | Problem) -> None:
         self._outcome = outcome
+        if self._call is not None:
+            # Which refers to this: so both are freed at once, and not by the garbage collector.
+            self._call.sink = NOBODY
         if self._waiting:
             self._tell()
 

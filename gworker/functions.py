@@ -12,6 +12,8 @@ from gworker import checks
 from gworker.decorators import BatchSpec, FunctionMarks, marks_of
 from gworker.errors import InvalidDefinition
 
+# Of most calls; nobody writes to it.
+_NO_KWARGS: dict[str, Any] = {}
 _POSITIONAL_OR_KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _POSITIONAL_ONLY = inspect.Parameter.POSITIONAL_ONLY
 _KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
@@ -80,7 +82,7 @@ class MethodSpec:
         shape = self._shape
         if shape is not None and ((not kwargs and shape.only == len(args)) or shape.fits(args, kwargs)):
             if self.batch is None:
-                return args, dict(kwargs)
+                return args, dict(kwargs) if kwargs else _NO_KWARGS
             return (), {**self._defaults, **dict(zip(shape.names, args, strict=False)), **kwargs}
         try:
             bound = self.signature.bind(*args, **kwargs)

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 from gworker.bound import BoundGenerator, BoundMethod, CallOptions
 from gworker.errors import InvalidDefinition
+from gworker.functions import MethodSpec
 from gworker.parameters import MISSING, ParameterValues, bind_parameters
 from gworker.router.client import AppClient, deployed_client
 from gworker.router.membership import DeployedClass, PoolDefinition, PoolKey
@@ -278,6 +279,7 @@ class Handle:
         self._values = values
         self._packed: Packed | None = None
         self._found: tuple[Cls, AppClient, Router] | None = None
+        self._methods: dict[str, tuple[MethodSpec, Any]] = {}
 
     @property
     def _cls(self) -> Cls:
@@ -318,7 +320,11 @@ class Handle:
             hint = f"; did you mean {near[0]}?" if near else ""
             methods = ", ".join(cls.spec.methods)
             raise AttributeError(f"{cls.name} has no method {name!r} marked with @gw.method(); it has {methods}{hint}")
-        return (BoundGenerator if method.is_generator else BoundMethod)(self, method, CallOptions())
+        bound = self._methods.get(name)
+        if bound is None or bound[0] is not method:
+            kind = BoundGenerator if method.is_generator else BoundMethod
+            bound = self._methods[name] = (method, kind(self, method, CallOptions()))
+        return bound[1]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Handle):

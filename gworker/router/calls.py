@@ -54,6 +54,25 @@ class Sink(Protocol):
         """A stream is complete."""
 
 
+class _Nobody:
+    """Waits for nothing any more."""
+
+    def returned(self, result: Packed) -> None:
+        """See Sink."""
+
+    def raised(self, problem: Problem) -> None:
+        """See Sink."""
+
+    def item(self, item: Packed) -> None:
+        """See Sink."""
+
+    def ended(self) -> None:
+        """See Sink."""
+
+
+NOBODY = _Nobody()
+
+
 class Plan(NamedTuple):
     """What the calls of one method of one handle have in common."""
 

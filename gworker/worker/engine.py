@@ -66,12 +66,25 @@ class Input:
 
 
 class Run(Work):
-    """One invocation in progress, where it runs, and how to stop it."""
+    """One invocation in progress, where it runs, and how to stop it. `post` takes it home to the engine's loop."""
 
     inputs: Sequence[Input]
     blamed = False  # not the user's code failed: see Raised.blame
     timers: Sequence[asyncio.TimerHandle] = ()
     launched: Launched | None = None
+
+    def __init__(self, instance: Instance, method: MethodSpec, inputs: list[Input], post: Callable[..., None]) -> None:
+        super().__init__(instance, method, inputs)
+        self._post = post
+
+    def done(self, outcomes: list[Outcome] | None, error: BaseException | None) -> None:
+        """It has ended; called where it ran."""
+        self._post(self, outcomes, error)
+
+    def let_go(self) -> None:
+        """Refer to nothing that refers to this: what has ended is freed at once, and not by the garbage collector."""
+        self.inputs = ()
+        self.launched = None
 
 
 class Counters:
@@ -242,7 +255,7 @@ class Engine:
 
     def _start(self, inputs: list[Input], now: float) -> None:
         method = inputs[0].method
-        run = Run(self._instance, method, inputs)
+        run = Run(self._instance, method, inputs, self._take_home)
         if method.batch is not None:
             self.counters.count_batch(method.name, len(inputs))
         if method.is_generator:
@@ -261,17 +274,14 @@ class Engine:
         self._launch(run, self._agenda.begin(method))
 
     def _launch(self, run: Run, on_main: bool) -> None:
-        threads = self._instance.threads
-        post, finished = self._mailbox.post, self._finished
-
-        def done(outcomes: list[Outcome] | None, error: BaseException | None) -> None:
-            post(finished, run, outcomes, error)
-
-        method = run.method
+        threads, method = self._instance.threads, run.method
         if method.is_async:
-            run.launched = threads.user_loop.launch(_ASYNC_RUNNERS[_kind(method)](run), done)
+            run.launched = threads.user_loop.launch(_ASYNC_RUNNERS[_kind(method)](run), run.done)
         else:
-            (threads.main if on_main else threads.others).run(done, _RUNNERS[_kind(method)], run)
+            (threads.main if on_main else threads.others).run(run.done, _RUNNERS[_kind(method)], run)
+
+    def _take_home(self, run: Run, outcomes: list[Outcome] | None, error: BaseException | None) -> None:
+        self._mailbox.post(self._finished, run, outcomes, error)
 
     def _limit_execution(self, run: Run) -> None:
         longest = 0.0
@@ -311,6 +321,7 @@ class Engine:
         for given, outcome in zip(run.inputs, outcomes, strict=True):
             self._conclude(given, outcome, len(run.inputs))
             self._leave(given)
+        run.let_go()
         self._settle_soon()
 
     def _conclude(self, given: Input, outcome: Outcome, batch_size: int) -> None:
