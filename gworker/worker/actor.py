@@ -29,6 +29,8 @@ from gworker.probe import Probe, Verdict, verdict_of
 from gworker.router import cluster, deployment
 from gworker.router.membership import DirectAddress
 from gworker.spec import ClassSpec
+from gworker.weights.claims import WeightsName
+from gworker.weights.shared import offered
 from gworker.wire import Payload, Up, decode, encode, pack_exception, unpack
 from gworker.worker.engine import Engine
 from gworker.worker.execution import why_fatal
@@ -254,6 +256,7 @@ class WorkerActor:
                 user_loop=threads.user_loop.loop if uses_loop else None,
                 deployed=self._boot.orphaned_s is not None,
                 defined_as=defined_as,
+                worker_id=self._boot.worker_id,
             )
         )
 
@@ -393,6 +396,12 @@ class WorkerActor:
         if self._loop is not None:
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._settle(), self._loop))
 
+    # Copying gigabytes takes seconds, in which the loop of its group does nothing else.
+    @ray.method(concurrency_group="weights")
+    async def hand_over_weights(self, name: WeightsName) -> tuple[Any, bool]:
+        """What this worker has loaded for all of its node: as the result of this call it belongs to the caller."""
+        return offered(name)
+
     @ray.method(concurrency_group="control")
     async def stats(self) -> WorkerStats:
         """The engine's counters."""
@@ -437,7 +446,7 @@ def create_worker(boot: WorkerBoot, options: Mapping[str, Any]) -> Any:
     restarted process would have lost its instance without anybody knowing.
     """
     return (
-        ray.remote(concurrency_groups={"control": 64})(WorkerActor)  # type: ignore[call-overload]  # Ray's stub lacks it
+        ray.remote(concurrency_groups={"control": 64, "weights": 1})(WorkerActor)  # type: ignore[call-overload]  # Ray's stub lacks it
         .options(max_concurrency=10_000, max_restarts=0, max_task_retries=0, **options)
         .remote(boot)
     )
