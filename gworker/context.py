@@ -116,8 +116,8 @@ def exit_call(token: contextvars.Token[_Running | None]) -> None:
 class WorkerProcess:
     """What a worker process knows of itself: its app, its pool, how to reach the controller, the user's loop.
 
-    `defined_as` is the name that the code gives the app, which may be deployed under another one. `worker_id` is what the
-    controller calls this worker.
+    `defined_as` is the name that the code gives the app, which may be deployed under another one. `worker_id` is what
+    the controller calls this worker.
     """
 
     app_name: str

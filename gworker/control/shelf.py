@@ -100,9 +100,7 @@ class Shelf:
 
     def make_room(self, node: str) -> bool:
         """Drop what no worker of a node uses; whether there was something."""
-        idle = [
-            place for (at, _), place in self._places.items() if at == node and place.stored and not place.users
-        ]
+        idle = [place for (at, _), place in self._places.items() if at == node and place.stored and not place.users]
         for place in idle:
             place.drop()
         return bool(idle)

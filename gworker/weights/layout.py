@@ -39,12 +39,11 @@ class Leaf(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """Weights ready for the store. `kept` is alive while the buffers, which are its memory, are needed."""
+    """Weights ready for the store. The buffers are their own memory, and keep it."""
 
     skeleton: bytes
     leaves: tuple[Leaf, ...]
     buffers: tuple[Any, ...]
-    kept: tuple[Any, ...]
 
     @property
     def nbytes(self) -> int:
@@ -66,7 +65,8 @@ def pack(value: Any) -> Packed:
     large: list[Any] = []
     where: dict[int, tuple[int, int]] = {}
     for start, end, members in _stretches(pickler.spans):
-        memory = (ctypes.c_ubyte * (end - start)).from_address(start)
+        memory: Any = (ctypes.c_ubyte * (end - start)).from_address(start)
+        memory.kept = pickler.kept
         if end - start < SMALL_BYTES:
             small += bytes(-len(small) % _ALIGN)
             place, base = 0, len(small)
@@ -79,22 +79,29 @@ def pack(value: Any) -> Packed:
         leaf._replace(buffer=where[n][0], offset=where[n][1]) if n in where else leaf
         for n, leaf in enumerate(pickler.leaves)
     )
-    return Packed(file.getvalue(), leaves, (small or b"\0", *large), tuple(pickler.kept))
+    return Packed(file.getvalue(), leaves, (small or b"\0", *large))
 
 
 def unpack(parts: tuple[bytes, Sequence[Leaf], Sequence[Any]]) -> Any:
     """The value again, its large tensors and arrays being views of the store's memory, which they keep there."""
     skeleton, leaves, (small, *large) = parts
-    pages = Pages(large) if large else None
-    made: dict[int, Any] = {}
+    return _Unpickler(skeleton, leaves, small, Pages(large) if large else None).load()
 
-    class Unpickler(pickle.Unpickler):
-        def persistent_load(self, pid: Any) -> Any:
-            if pid not in made:
-                made[pid] = _view(leaves[pid], small, pages)
-            return made[pid]
 
-    return Unpickler(io.BytesIO(skeleton)).load()
+class _Unpickler(pickle.Unpickler):
+    """Puts tensors and arrays in again."""
+
+    def __init__(self, skeleton: bytes, leaves: Sequence[Leaf], small: Any, pages: Pages | None) -> None:
+        super().__init__(io.BytesIO(skeleton))
+        self._leaves = leaves
+        self._small = small
+        self._pages = pages
+        self._made: dict[int, Any] = {}
+
+    def persistent_load(self, pid: Any) -> Any:
+        if pid not in self._made:
+            self._made[pid] = _view(self._leaves[pid], self._small, self._pages)
+        return self._made[pid]
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships no types
@@ -147,7 +154,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships 
 def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
     """Whether the elements fill a stretch of memory without gaps, in whatever order of the dimensions."""
     expected = itemsize
-    for stride, length in sorted((stride, length) for stride, length in zip(strides, shape, strict=True) if length != 1):
+    for stride, length in sorted(
+        (stride, length) for stride, length in zip(strides, shape, strict=True) if length != 1
+    ):
         if stride != expected:
             return False
         expected *= length
@@ -177,13 +186,13 @@ def _view(leaf: Leaf, small: Any, pages: Pages | None) -> Any:
         memory: Any = pages.memory
         offset = pages.starts[leaf.buffer - 1] + leaf.offset
     if leaf.kind == "numpy":
-        import numpy
+        import numpy as np
 
         if shared:
-            return numpy.ndarray(leaf.shape, leaf.dtype, memoryview(memory).toreadonly(), offset, leaf.strides)
+            return np.ndarray(leaf.shape, leaf.dtype, memoryview(memory).toreadonly(), offset, leaf.strides)
         nbytes = count * leaf.dtype.itemsize
         own = bytearray(memoryview(small)[leaf.offset : leaf.offset + nbytes])
-        return numpy.ndarray(leaf.shape, leaf.dtype, own, 0, leaf.strides)
+        return np.ndarray(leaf.shape, leaf.dtype, own, 0, leaf.strides)
     import torch
 
     dtype: torch.dtype = getattr(torch, leaf.dtype)

@@ -42,10 +42,17 @@ class Pages:
         self.starts = [start - first for start, _ in spans]
 
 
-def _span(buffer: Any) -> tuple[int, int]:
-    import numpy
+def give_back_memory() -> None:
+    """Return to the system what this process has freed (many small tensors, above all), where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
-    array = numpy.frombuffer(buffer, numpy.uint8)
+
+def _span(buffer: Any) -> tuple[int, int]:
+    import numpy as np
+
+    array = np.frombuffer(buffer, np.uint8)
     return array.__array_interface__["data"][0], array.nbytes
 
 

@@ -7,7 +7,6 @@ ends in a copy of its own.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextvars
 import functools
 import inspect
@@ -24,6 +23,7 @@ from gworker import clock, context
 from gworker.errors import InvalidDefinition
 from gworker.weights.claims import Claim, Load, Private, Shared, WeightsName
 from gworker.weights.layout import Packed, pack, unpack
+from gworker.weights.pages import give_back_memory
 from gworker.weights.room import lacking_room
 from gworker.worker.threads import run_on_own_thread
 
@@ -46,11 +46,11 @@ _loading: contextvars.ContextVar[tuple[WeightsName, ...]] = contextvars.ContextV
 class SharedWeights:
     """Load weights once on each node, and share them among the workers there, without a copy for each.
 
-    `gw.shared_weights(key, load, version=None)` belongs into an `on_enter` hook. The first worker of a node runs `load`,
-    the others wait for it; then all of them, the first included, get the same memory, in Ray's object store. A worker
-    that starts later, or in place of one that has crashed, gets it as well, without loading. In async code write
-    `await gw.shared_weights.aio(key, load)`, where `load` may be a coroutine function; one that is not runs on a thread of
-    its own.
+    `gw.shared_weights(key, load, version=None)` belongs into an `on_enter` hook. The first worker of a node runs
+    `load`, the others wait for it; then all of them, the first included, get the same memory, in Ray's object store. A
+    worker that starts later, or in place of one that has crashed, gets it as well, without loading. In async code write
+    `await gw.shared_weights.aio(key, load)`, where `load` may be a coroutine function; one that is not runs on a thread
+    of its own.
 
     Args:
         key: names the weights in the class. Without `version` they are shared among the workers of one pool: one class,
@@ -63,11 +63,11 @@ class SharedWeights:
 
     Returns:
         What `load` returned, with tensors and arrays that cannot be written: numpy raises ValueError, but a write to a
-        torch tensor ends the worker with a segmentation fault. Copy what is to change (`tensor.clone()`, `.to("cuda")`).
-        Those below 4 KB are copies already.
+        torch tensor ends the worker with a segmentation fault. Copy what is to change (`tensor.clone()`,
+        `.to("cuda")`). Those below 4 KB are copies already.
 
-    Where Ray's object store has no room, or the value cannot be pickled, the worker keeps a copy of its own, and a warning
-    says why. Outside a worker, in `.local()` too, it returns what `load()` returns, each time.
+    Where Ray's object store has no room, or the value cannot be pickled, the worker keeps a copy of its own, and a
+    warning says why. Outside a worker, in `.local()` too, it returns what `load()` returns, each time.
 
     >>> import gworker as gw
     >>> import numpy as np
@@ -134,8 +134,7 @@ class _Search:
     def __init__(self, worker: context.WorkerProcess, key: str, version: str | None) -> None:
         self._controller = worker.controller
         self.name = WeightsName(key, version, worker.pool if version is None else None)
-        node_id: str = ray.get_runtime_context().get_node_id()
-        self._claim = Claim(worker.worker_id, next(_attempts), node_id, self.name)
+        self._claim = Claim(worker.worker_id, next(_attempts), _node_id(), self.name)
 
     def run(self, load: Callable[[], Any]) -> Any:
         """The weights, shared if that can be. Raises what `load` raises."""
@@ -147,7 +146,7 @@ class _Search:
             answer = self._ask("claim_weights", lost)
             if isinstance(answer, Shared):
                 try:
-                    found = unpack(ray.get(answer.reference))
+                    found = unpack(_result_of(answer.reference))
                 except RayError as error:
                     log.info("the shared weights %s are lost (%s)", self.name, error)
                     lost = answer.number
@@ -155,7 +154,9 @@ class _Search:
                 log.info("the weights %s are shared on this node: %.3f s", self.name, clock.now() - began)
                 return found
             if isinstance(answer, Load):
-                return self._load(load)
+                found = self._load(load)
+                give_back_memory()  # what was loaded is free by now, but stays with the process
+                return found
             if answer is None or isinstance(answer, Private):
                 log.info("the weights %s are not shared on this node", self.name)
                 return load()
@@ -187,7 +188,7 @@ class _Search:
             del _offers[self.name]
         if not isinstance(answer, Shared):
             raise RuntimeError("the controller did not take them over")
-        return unpack(ray.get(answer.reference))
+        return unpack(_result_of(answer.reference))
 
     def _find_room(self, nbytes: int) -> None:
         lacking = lacking_room(nbytes)
@@ -208,12 +209,22 @@ class _Search:
         end = clock.now() + ANSWER_S
         while True:
             try:
-                return ray.get(getattr(self._controller, question).remote(self._claim, *about))
+                return _result_of(getattr(self._controller, question).remote(self._claim, *about))
             except RayError as error:
                 if isinstance(error, RayTaskError) or not isinstance(error, RayActorError) or clock.now() > end:
                     log.warning("the controller could not be asked for the weights %s: %s", self.name, error)
                     return None
             time.sleep(ASK_AGAIN_S)
+
+
+def _node_id() -> str:
+    found: str = ray.get_runtime_context().get_node_id()
+    return found
+
+
+def _result_of(reference: Any) -> Any:
+    """What a reference leads to. Not by `ray.get`, which warns of loops that it would block: this is a thread."""
+    return reference.future().result()
 
 
 class _NoRoomError(Exception):
