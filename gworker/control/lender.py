@@ -72,6 +72,8 @@ class Lender:
             log.warning("the weights %s of %s could not be taken over: %s", claim.name, claim.worker, error)
             self.release(claim, private=True)
             return Private()
+        if self._find(claim.worker) is None:  # it has died since, and its claim is another's
+            return Private()
         answer = self.shelf.store(claim, borrower.pool, reference)
         self.changed()
         return answer

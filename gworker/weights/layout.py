@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import math
 import pickle
 import sys
 from collections.abc import Sequence
@@ -177,29 +178,30 @@ def _stretches(spans: dict[int, tuple[int, int]]) -> list[tuple[int, int, list[i
 
 def _view(leaf: Leaf, small: Any, pages: Pages | None) -> Any:
     """A tensor or an array over the store's memory, or over a copy of its own."""
-    count = 1
-    for length in leaf.shape:
-        count *= length
-    shared = leaf.buffer > 0 and count > 0
-    if shared:
-        assert pages is not None
-        memory: Any = pages.memory
-        offset = pages.starts[leaf.buffer - 1] + leaf.offset
+    count = math.prod(leaf.shape)
     if leaf.kind == "numpy":
         import numpy as np
 
-        if shared:
-            return np.ndarray(leaf.shape, leaf.dtype, memoryview(memory).toreadonly(), offset, leaf.strides)
-        nbytes = count * leaf.dtype.itemsize
-        own = bytearray(memoryview(small)[leaf.offset : leaf.offset + nbytes])
-        return np.ndarray(leaf.shape, leaf.dtype, own, 0, leaf.strides)
+        memory, offset = _memory(leaf, count * leaf.dtype.itemsize, small, pages)
+        if memory is not None and leaf.buffer:
+            memory = memoryview(memory).toreadonly()
+        return np.ndarray(leaf.shape, leaf.dtype, memory, offset, leaf.strides)
     import torch
 
     dtype: torch.dtype = getattr(torch, leaf.dtype)
-    if count == 0:
+    memory, offset = _memory(leaf, count * dtype.itemsize, small, pages)
+    if memory is None:
         return torch.empty(leaf.shape, dtype=dtype, requires_grad=leaf.requires_grad)
-    if not shared:
-        memory, offset = bytearray(memoryview(small)[leaf.offset : leaf.offset + count * dtype.itemsize]), 0
     flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=offset)
     view = flat.as_strided(leaf.shape, [stride // dtype.itemsize for stride in leaf.strides])
     return view.requires_grad_() if leaf.requires_grad else view
+
+
+def _memory(leaf: Leaf, nbytes: int, small: Any, pages: Pages | None) -> tuple[Any, int]:
+    """The memory of a leaf and where in it to begin; None for one that has no elements."""
+    if not nbytes:
+        return None, 0
+    if leaf.buffer:
+        assert pages is not None
+        return pages.memory, pages.starts[leaf.buffer - 1] + leaf.offset
+    return bytearray(memoryview(small)[leaf.offset : leaf.offset + nbytes]), 0

@@ -33,8 +33,9 @@ class Pages:
         compact = size <= sum(nbytes + _GAP for _, nbytes in spans)
         again = _map_again(first, size) if compact else None
         self.protected = again is not None
-        self.memory = (ctypes.c_ubyte * size).from_address(first if again is None else again)
-        self.memory.kept = buffers
+        memory: Any = (ctypes.c_ubyte * size).from_address(first if again is None else again)
+        memory.kept = buffers
+        self.memory = memory
         if again is not None:
             start, end = _whole_pages(again, size)
             # Not at exit: a thread may still read when the interpreter ends.

@@ -111,7 +111,7 @@ def test_one_loads_all_share_its_memory_and_nothing_is_left(
     used = bytes_in_store() - before
     assert SIZE_MB * MB <= used < 1.1 * SIZE_MB * MB, "one copy, and no more"
     app.stop()
-    assert gone(*again)
+    assert eventually(lambda: gone(*again))
     eventually(lambda: bytes_in_store() <= before)
 
 
