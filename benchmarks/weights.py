@@ -11,6 +11,7 @@ ways in turns. "start" is what the pool takes until the worker serves, with the 
 weights; "first pass" what it takes to read them all once, which is when mapped memory is really fetched. "private" is
 anonymous memory (RssAnon), "more" what it has grown by while the weights were loaded. The file is in the page cache,
 but for the row "not cached", where the system was asked to drop it before: then the disk counts, and what else it does.
+The first worker, which loads and shares, is measured once.
 """
 
 from __future__ import annotations
@@ -93,9 +94,9 @@ def enter_minilm(obtain: Callable[[Callable[[], Any]], Any]) -> Any:
 def enter_synthetic(load: Callable[[], dict[str, Any]]) -> Any:
     import torch
 
-    start = Start()
     with torch.device("meta"):
         model = torch.nn.ParameterDict({name: torch.empty_like(value) for name, value in load_names().items()})
+    start = Start()
     model.load_state_dict(load(), assign=True)
     start.lap()
     assert float(sum(parameter.detach().sum() for parameter in model.values())) > 0
@@ -209,6 +210,12 @@ def ready(cls: Any) -> set[int]:
     return set()
 
 
+def noted(folder: Path, pid: int) -> dict[str, float]:
+    """What a worker has noted of its start."""
+    note: dict[str, float] = json.loads((folder / f"note-{pid}").read_text())
+    return note
+
+
 def second_start(cls: Any, folder: Path) -> dict[str, float]:
     """Start a second worker of a class that has one; what it took. It goes again."""
     (first,) = ready(cls)
@@ -218,13 +225,12 @@ def second_start(cls: Any, folder: Path) -> dict[str, float]:
         time.sleep(0.01)
     took_s = time.perf_counter() - began
     (second,) = now - {first}
-    note = json.loads((folder / f"note-{second}").read_text())
     cls.scale(min_workers=1, max_workers=1)
     while len(ready(cls)) > 1:
         time.sleep(0.05)
     if ready(cls) != {first}:
         raise RuntimeError("the first worker went instead of the second")
-    return {"start_s": took_s, **note}
+    return {"start_s": took_s, **noted(folder, second)}
 
 
 Rows = dict[str, list[dict[str, float]]]
@@ -232,9 +238,11 @@ Rows = dict[str, list[dict[str, float]]]
 
 def measure(rows: Rows, rounds: int, folder: Path, ways: dict[str, Any], cold: str = "") -> None:
     """Start a second worker of each class in turns; `cold` is the one that is also measured without the page cache."""
-    for cls in ways.values():
+    for name, cls in ways.items():
+        began = time.perf_counter()
         cls.scale(min_workers=1, max_workers=1)
-        cls().pid.remote()
+        pid = cls().pid.remote()
+        rows[f"{name}: first worker"] = [{"start_s": time.perf_counter() - began, **noted(folder, pid)}]
     for _ in range(rounds):
         for name, cls in ways.items():
             rows.setdefault(name, []).append(second_start(cls, folder))
@@ -252,9 +260,9 @@ def show(rows: Rows) -> dict[str, dict[str, float]]:
         name: {column: statistics.median(row[column] for row in measured) for column in columns}
         for name, measured in rows.items()
     }
-    print(f"{'the second worker on a node':34}" + "".join(f"{title:>14}" for title in columns.values()))
+    print(f"{'the second worker on a node':40}" + "".join(f"{title:>14}" for title in columns.values()))
     for name, row in medians.items():
-        print(f"{name:34}" + "".join(f"{row[c]:14.{0 if c.endswith('mb') else 3}f}" for c in columns))
+        print(f"{name:40}" + "".join(f"{row[c]:14.{0 if c.endswith('mb') else 3}f}" for c in columns))
     return medians
 
 
