@@ -396,8 +396,9 @@ class WorkerActor:
         if self._loop is not None:
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._settle(), self._loop))
 
-    # Copying gigabytes takes seconds, in which the loop of its group does nothing else.
-    @ray.method(concurrency_group="weights")
+    # Copying gigabytes takes seconds, in which the group does nothing else: there are no probes before on_enter ends. A
+    # group of its own would cost every worker ten milliseconds more of its start.
+    @ray.method(concurrency_group="control")
     async def hand_over_weights(self, name: WeightsName) -> tuple[Any, bool]:
         """What this worker has loaded for all of its node: as the result of this call it belongs to the caller."""
         return offered(name)
@@ -446,7 +447,7 @@ def create_worker(boot: WorkerBoot, options: Mapping[str, Any]) -> Any:
     restarted process would have lost its instance without anybody knowing.
     """
     return (
-        ray.remote(concurrency_groups={"control": 64, "weights": 1})(WorkerActor)  # type: ignore[call-overload]  # Ray's stub lacks it
+        ray.remote(concurrency_groups={"control": 64})(WorkerActor)  # type: ignore[call-overload]  # Ray's stub lacks it
         .options(max_concurrency=10_000, max_restarts=0, max_task_retries=0, **options)
         .remote(boot)
     )
