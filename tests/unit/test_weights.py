@@ -177,6 +177,7 @@ def _write(array: Any) -> None:
     array[0] = 1
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child does nothing but to die
 def test_a_write_that_is_forced_ends_the_process_that_tries_and_changes_nothing(store: Store) -> None:
     array = through(store, np.arange(LARGE))
     array.setflags(write=True)
