@@ -83,6 +83,7 @@ bench: $(STAMP)      ## calls and recovery beside a bare Ray actor, and the poli
 	$(BIN)/python benchmarks/calls.py
 	$(BIN)/python benchmarks/recovery.py
 	$(BIN)/python benchmarks/updates.py
+	$(BIN)/python benchmarks/weights.py
 	$(BIN)/python benchmarks/control.py
 	$(BIN)/python benchmarks/http_echo.py
 

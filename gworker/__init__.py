@@ -37,6 +37,7 @@ if typing.TYPE_CHECKING:
     from gworker.parameters import parameter
     from gworker.probe import Probe
     from gworker.retries import Retries
+    from gworker.weights.shared import shared_weights
 
 __version__ = "0.1.0"
 
@@ -75,6 +76,7 @@ __all__ = [
     "on_exit",
     "openai",
     "parameter",
+    "shared_weights",
 ]
 
 # Where each name comes from. Imported at its first use: Ray takes a second, which `gworker --help` has no use for.
@@ -106,6 +108,7 @@ _HOMES = {
     "parameters": ("parameter",),
     "probe": ("Probe",),
     "retries": ("Retries",),
+    "weights.shared": ("shared_weights",),
 }
 _HOME_OF = {name: f"gworker.{module}" for module, names in _HOMES.items() for name in names}
 

@@ -130,7 +130,8 @@ def exit_call(token: contextvars.Token[_Running | None]) -> None:
 class WorkerProcess:
     """What a worker process knows of itself: its app, its pool, how to reach the controller, the user's loop.
 
-    `defined_as` is the name that the code gives the app, which may be deployed under another one.
+    `defined_as` is the name that the code gives the app, which may be deployed under another one. `worker_id` is what
+    the controller calls this worker.
     """
 
     app_name: str
@@ -141,6 +142,7 @@ class WorkerProcess:
     user_loop: asyncio.AbstractEventLoop | None = None
     deployed: bool = False
     defined_as: str = ""
+    worker_id: str = ""
 
     @property
     def as_waiting(self) -> WaitingPool:

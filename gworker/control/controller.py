@@ -23,6 +23,7 @@ from gworker.code import CodePackage
 from gworker.control.board import WATCH_S, Board
 from gworker.control.checkpoint import Checkpoint, Journal, RolloutRecord, UpdateRecord
 from gworker.control.keeper import House, Keeper
+from gworker.control.lender import Borrower, Lender
 from gworker.control.placement import (
     Nodes,
     affordable,
@@ -42,6 +43,7 @@ from gworker.observe.status import AppStatus, PoolStatus, WorkerStatus
 from gworker.options import Options
 from gworker.router import deployment
 from gworker.router.membership import Demand, DeployedClass, PoolDefinition, PoolKey, PoolView
+from gworker.weights.claims import Answer, Claim
 from gworker.worker.actor import ORPHANED_S, WorkerStats
 
 log = logging.getLogger("gworker.controller")
@@ -92,6 +94,7 @@ class Controller:
         self._progress = Progress(0, Phase.READY)
         self._progressed = asyncio.Event()
         self._nodes = Nodes()
+        self._lender = Lender(self._borrower)
         self._board = Board(os.urandom(4).hex())
         self._wake = asyncio.Event()
         self._events = EventLog()
@@ -254,6 +257,30 @@ class Controller:
         self._wake.set()
         return bounds.min_workers, bounds.max_workers
 
+    async def claim_weights(self, claim: Claim, lost: int | None) -> Answer:
+        """A worker wants weights that its node may have; see `Lender`."""
+        await self.begin()
+        return await self._lender.claim(claim, lost)
+
+    async def offer_weights(self, claim: Claim) -> Answer:
+        """A worker has loaded weights for its node."""
+        await self.begin()
+        return await self._lender.offer(claim)
+
+    async def release_weights(self, claim: Claim, private: bool) -> None:
+        """A worker has not loaded the weights, or cannot share them."""
+        self._lender.release(claim, private=private)
+
+    async def make_room_for_weights(self, claim: Claim) -> bool:
+        """Drop weights that no worker of the node uses; whether there were some."""
+        return self._lender.shelf.make_room(claim.node)
+
+    def _borrower(self, worker_id: str) -> Borrower | None:
+        keeper = self._keepers.get(worker_id)
+        if keeper is None or keeper.gone.is_set():
+            return None
+        return Borrower(keeper.worker.actor, keeper.pool.definition.key)
+
     def _within_bounds(self, definition: PoolDefinition) -> PoolDefinition:
         """A definition with the bounds that `scale` has set for its class, if it has."""
         key = definition.key
@@ -295,6 +322,7 @@ class Controller:
                 self._background(keeper.drain("the app is stopped", grace_s))
         self._begin_to_keep()
         await asyncio.gather(*(keeper.gone.wait() for keeper in keepers))
+        self._lender.shelf.clear()
         if self._journal is not None:
             self._journal.erase()
             self._background(self._end_itself())
@@ -390,10 +418,16 @@ class Controller:
     def _changed(self, pool: Pool) -> None:
         """Something happened to a pool: tell its routers, and look at it at once."""
         for worker_id in [w for w, k in self._keepers.items() if k.gone.is_set()]:
+            self._lender.shelf.gone(worker_id, self._has_come_up)
+            self._lender.changed()
             del self._keepers[worker_id]
         pool.refresh(clock.now())
         self._publish(pool)
         self._wake.set()
+
+    def _has_come_up(self, worker_id: str) -> bool:
+        keeper = self._keepers.get(worker_id)
+        return keeper is not None and keeper.worker.ready_since is not None
 
     def _publish(self, pool: Pool) -> None:
         """Tell the routers of the pool what it is like, if they have something to learn."""
@@ -457,6 +491,7 @@ class Controller:
     def _forget(self, pool: Pool) -> None:
         key = pool.definition.key
         del self._pools[key]
+        self._lender.shelf.forget(key)
         route = self._board.route(self._route_key(key))
         if route is not None and route.pools == [pool]:
             self._board.forget(self._route_key(key))

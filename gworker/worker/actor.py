@@ -30,6 +30,8 @@ from gworker.probe import Probe, Verdict, verdict_of
 from gworker.router import cluster, deployment
 from gworker.router.membership import DirectAddress
 from gworker.spec import ClassSpec
+from gworker.weights.claims import WeightsName
+from gworker.weights.shared import offered
 from gworker.wire import Packed, Up, decode, encode, pack_exception, unpack
 from gworker.worker.engine import Engine
 from gworker.worker.execution import why_fatal
@@ -260,6 +262,7 @@ class WorkerActor:
                 user_loop=threads.user_loop.loop if uses_loop else None,
                 deployed=self._boot.orphaned_s is not None,
                 defined_as=defined_as,
+                worker_id=self._boot.worker_id,
             )
         )
 
@@ -399,6 +402,13 @@ class WorkerActor:
         """Wait until the routers have heard the last of a worker that has drained: what came late was refused."""
         if self._loop is not None:
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._settle(), self._loop))
+
+    # Copying gigabytes takes seconds, in which the group does nothing else: there are no probes before on_enter ends. A
+    # group of its own would cost every worker ten milliseconds more of its start.
+    @ray.method(concurrency_group="control")
+    async def hand_over_weights(self, name: WeightsName) -> tuple[Any, bool]:
+        """What this worker has loaded for all of its node: as the result of this call it belongs to the caller."""
+        return offered(name)
 
     @ray.method(concurrency_group="control")
     async def stats(self) -> WorkerStats:

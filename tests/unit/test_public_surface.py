@@ -49,6 +49,7 @@ PUBLIC = [
     "on_exit",
     "openai",
     "parameter",
+    "shared_weights",
 ]
 
 
