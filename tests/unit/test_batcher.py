@@ -95,7 +95,7 @@ def test_batches_hold_to_order_size_weight_caps_and_window_whatever_happens(
         elif what == "close":
             size = limits(waiting, spec)
             expected, waiting = waiting[:size], waiting[size:]
-            assert numbers(queue.close()) == numbers(expected)
+            assert numbers(queue.close(0.0)) == numbers(expected)
         elif what == "pass":
             now += amount
         assert len(queue) == len(waiting)
@@ -114,7 +114,7 @@ def test_every_input_leaves_in_order_whatever_the_weights_add_up_to(weights: lis
     queue = queue_of(spec, *(Item(n, weight=w) for n, w in enumerate(weights)))
     left: list[int] = []
     while len(queue):
-        left += numbers(queue.close())
+        left += numbers(queue.close(0.0))
     assert left == list(range(len(weights)))
     assert queue.ready_at() == math.inf
 
@@ -131,7 +131,7 @@ def test_the_window_starts_at_the_first_waiting_input_and_later_ones_do_not_move
 
 def test_the_window_of_those_left_behind_starts_when_their_first_arrived() -> None:
     queue = queue_of(BatchSpec(max_batch_size=2, wait_s=2.0), Item(1, 10.0), Item(2, 10.5), Item(3, 11.0))
-    queue.close()
+    queue.close(0.0)
     assert queue.ready_at() == 13.0
 
 
@@ -145,7 +145,7 @@ def test_when_the_first_waiting_input_is_cancelled_the_window_is_that_of_the_nex
 def test_without_a_window_what_is_there_may_leave() -> None:
     queue = queue_of(BatchSpec(max_batch_size=8), Item(1, 10.0), Item(2, 10.0))
     assert queue.ready_at() == 10.0
-    assert numbers(queue.close()) == [1, 2]
+    assert numbers(queue.close(0.0)) == [1, 2]
 
 
 def test_a_full_batch_may_leave_at_once() -> None:
@@ -157,29 +157,29 @@ def test_a_batch_that_is_full_by_weight_may_leave_at_once() -> None:
     spec = BatchSpec(max_batch_size=9, wait_s=60.0, weight=len, max_weight=10.0)
     queue = queue_of(spec, Item(1, weight=6.0), Item(2, weight=6.0))
     assert queue.ready_at() == -math.inf
-    assert numbers(queue.close()) == [1]
+    assert numbers(queue.close(0.0)) == [1]
 
 
 def test_a_batch_may_weigh_exactly_as_much_as_is_allowed() -> None:
     spec = BatchSpec(max_batch_size=9, wait_s=60.0, weight=len, max_weight=10.0)
     queue = queue_of(spec, Item(1, weight=6.0), Item(2, weight=4.0))
     assert queue.ready_at() == -math.inf
-    assert numbers(queue.close()) == [1, 2]
+    assert numbers(queue.close(0.0)) == [1, 2]
 
 
 def test_one_oversized_input_runs_alone_and_holds_up_nobody_for_its_window() -> None:
     spec = BatchSpec(max_batch_size=9, wait_s=60.0, weight=len, max_weight=10.0)
     queue = queue_of(spec, Item(1, weight=99.0), Item(2, weight=1.0))
     assert queue.ready_at() == -math.inf
-    assert numbers(queue.close()) == [1]
-    assert numbers(queue.close()) == [2]
+    assert numbers(queue.close(0.0)) == [1]
+    assert numbers(queue.close(0.0)) == [2]
 
 
 def test_a_small_input_does_not_overtake_a_large_one_that_does_not_fit_any_more() -> None:
     spec = BatchSpec(max_batch_size=9, weight=len, max_weight=10.0)
     queue = queue_of(spec, Item(1, weight=6.0), Item(2, weight=6.0), Item(3, weight=1.0))
-    assert numbers(queue.close()) == [1]
-    assert numbers(queue.close()) == [2, 3]
+    assert numbers(queue.close(0.0)) == [1]
+    assert numbers(queue.close(0.0)) == [2, 3]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_capped_input_is_in_no_batch_larger_than_its_cap(caps: list[int], batc
     queue = queue_of(BatchSpec(max_batch_size=4), *(Item(n, cap=cap) for n, cap in enumerate(caps)))
     left = []
     while len(queue):
-        left.append(numbers(queue.close()))
+        left.append(numbers(queue.close(0.0)))
     assert left == batches
 
 
@@ -207,4 +207,4 @@ def test_an_input_that_does_not_wait_here_cannot_be_removed() -> None:
 
 
 def test_closing_an_empty_queue_gives_an_empty_batch() -> None:
-    assert queue_of(BatchSpec(max_batch_size=4)).close() == []
+    assert queue_of(BatchSpec(max_batch_size=4)).close(0.0) == []

@@ -144,7 +144,7 @@ class Worker:
     def close(self) -> None:
         self.threads.main.stop()
         self.threads.others.stop()
-        self.engine._weighers.shutdown()
+        self.engine._weigher.stop()
         if (loop := self.threads._user_loop) is not None:
             while asyncio.all_tasks(loop.loop):  # cancelled, and about to end
                 time.sleep(0.001)
