@@ -6,9 +6,10 @@
 2. 512 callers, texts of mixed lengths (log-normal, from a few word pieces to 256): with a `weight` and without, beside
    `encode` on all texts at once, which sorts them by length, and beside `encode` on 64 after 64 in order of arrival.
 
-The peer is a bare Ray actor with the same model and as many threads; it is handed all texts in one call. gworker's callers
-are tasks of this process, each with one text in flight; what they cost counts against gworker. Ray gives a worker as many
-OpenMP threads as it has CPUs, so `cpu=` is what sets torch's threads on both sides. Medians over the rounds.
+The peer is a bare Ray actor with the same model and as many threads; it is handed all texts in one call. gworker's
+callers are tasks of this process, each with one text in flight; what they cost counts against gworker. Ray gives a
+worker as many OpenMP threads as it has CPUs, so `cpu=` is what sets torch's threads on both sides. Medians over the
+rounds.
 """
 
 from __future__ import annotations

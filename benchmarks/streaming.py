@@ -2,8 +2,8 @@
 
     python benchmarks/streaming.py [--rounds 3] [--tokens 2000] [--streams 32] [--no-serve] [--quick] [--json FILE]
 
-1. Items per second of one stream, and of many at once, from one worker to one process; each side's generator is the same
-   asynchronous one, which yields as fast as it can.
+1. Items per second of one stream, and of many at once, from one worker to one process; each side's generator is the
+   same asynchronous one, which yields as fast as it can.
 2. Time from the call to the first item, the median of short streams one after the other.
 
 The peers: an asynchronous Ray actor whose method is called with `num_returns="streaming"`, and a Ray Serve deployment
@@ -23,7 +23,6 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import ray
 

@@ -4,9 +4,10 @@ The engine takes the permit to run first and calls `close` as late as it can, so
 one full batch. The window starts at the first waiting input and never moves.
 
 Without a weight, inputs go first come, first served. With one, like weights go together: a batch is made of the input
-that has waited longest, or one whose deadline comes near, and of those that are most like it (`packing`). None starves:
-once more than `OVERTAKEN` times as many younger ones have left before an input as ever waited together, batches are first
-come, first served until it has left. So no more than that many, and one batch, go before it out of turn.
+that has waited longest, or one whose deadline comes near, and of those that are most like it (`packing`). None
+starves: once more than `OVERTAKEN` times as many younger ones have left before an input as ever waited together,
+batches are first come, first served until it has left. So no more than that many, and one batch, go before it out of
+turn.
 """
 
 from __future__ import annotations
@@ -42,9 +43,7 @@ class BatchQueue(Generic[T]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(
-        self, item: T, now: float, *, weight: float = 1.0, cap: int = 0, deadline: float | None = None
-    ) -> None:
+    def add(self, item: T, now: float, *, weight: float = 1.0, cap: int = 0, deadline: float | None = None) -> None:
         """Queue `item`. `weight` counts against `max_weight`; `cap` > 0 bounds the size of any batch it is part of.
 
         One that has a `deadline` is not passed over any more when half of its time is over.
@@ -86,7 +85,10 @@ class BatchQueue(Generic[T]):
 
     def close(self, now: float) -> list[T]:
         """Take the next batch: as many as fit in size and weight, at least one, in order of arrival."""
-        batch = self._head() if self._packing is None or self._is_overtaken() else self._packing.around(self._anchor(now))
+        if self._packing is None or self._is_overtaken():
+            batch = self._head()
+        else:
+            batch = self._packing.around(self._anchor(now))
         for entry in batch:
             del self._entries[id(entry.item)]
             self._account_for_leaving(entry)

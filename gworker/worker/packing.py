@@ -1,8 +1,8 @@
 """Waiting inputs in order of their weight, and which of them share a batch with a given one. Pure.
 
-A model pads the inputs of a batch to the largest, so a batch costs about its size times its heaviest input. Those that go
-with a given input are its neighbours in weight, nearest first: each time the one that adds less padding, a lighter one
-or a heavier one, and the older of two equals.
+A model pads the inputs of a batch to the largest, so a batch costs about its size times its heaviest input. Those
+that go with a given input are its neighbours in weight, nearest first: each time the one that adds less padding, a
+lighter one or a heavier one, and the older of two equals.
 """
 
 from __future__ import annotations
