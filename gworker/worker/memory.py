@@ -13,11 +13,11 @@ _MB = 1 << 20
 def keep_freed_memory() -> bool:
     """Have malloc keep what is freed, for the next batch; True where this was done.
 
-    By default glibc returns what is free at the end of a heap, and which heap that is depends on the thread and on luck.
-    The activations of each layer then page their memory in anew: all-MiniLM-L6-v2 on two cores had between 0 and 165,000
-    page faults in 512 texts, which cost up to a tenth of its speed, and none with these settings. Up to 128 MB of freed
-    memory stay with the process, and up to 64 MB with each of its threads that had as much. Whoever has settings of
-    their own for malloc in the environment keeps them.
+    By default glibc returns what is free at the end of a heap, and which heap that is depends on the thread and on
+    luck. The activations of each layer then page their memory in anew: all-MiniLM-L6-v2 on two cores had between 0 and
+    165,000 page faults in 512 texts, which cost up to a tenth of its speed, and hardly any with these settings. Up to
+    128 MB of freed memory stay with the process, and up to 64 MB with each heap of its threads that had as much.
+    Whoever has settings of their own for malloc in the environment keeps them.
     """
     if _is_set_by_the_user() or not _is_glibc():
         return False
@@ -25,7 +25,8 @@ def keep_freed_memory() -> bool:
     # The limit from which memory is mapped anew for each array is the one that glibc itself would come to. It has to be
     # given, since it no longer moves once any of these is.
     values = ((_M_MMAP_THRESHOLD, 32 * _MB), (_M_TOP_PAD, 64 * _MB), (_M_TRIM_THRESHOLD, 128 * _MB))
-    return all([mallopt(what, value) for what, value in values])
+    done = [mallopt(what, value) for what, value in values]
+    return all(done)
 
 
 def _is_set_by_the_user() -> bool:

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from gworker.worker.memory import keep_freed_memory
+from gworker.worker.memory import _is_glibc, keep_freed_memory
 
-pytestmark = pytest.mark.skipif(
+pytestmark = pytest.mark.skipif(not _is_glibc(), reason="these settings are glibc's")
     not sys.platform.startswith("linux") or "musl" in sys.implementation._multiarch, reason="these settings are glibc's"
 )
 
