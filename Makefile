@@ -79,8 +79,10 @@ types: $(STAMP)      ## mypy strict and pyright
 imports: $(STAMP)    ## the floors of the architecture
 	$(BIN)/lint-imports --no-cache
 
-bench: $(STAMP)      ## calls and recovery beside a bare Ray actor, and the policies of a pool
+bench: $(STAMP)      ## calls, streams, batches and recovery beside their peers, and the policies of a pool
 	$(BIN)/python benchmarks/calls.py
+	$(BIN)/python benchmarks/streaming.py
+	$(BIN)/python benchmarks/batching.py
 	$(BIN)/python benchmarks/recovery.py
 	$(BIN)/python benchmarks/updates.py
 	$(BIN)/python benchmarks/weights.py

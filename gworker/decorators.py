@@ -30,7 +30,7 @@ CONCURRENT_MARK = "__gworker_concurrent__"
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSpec:
-    """How the inputs of a batched method are gathered. `weight` is the cost of one input, for `max_weight`."""
+    """How the inputs of a batched method are gathered. `weight` is the cost of one input: like ones share a batch."""
 
     max_batch_size: int
     wait_s: float = 0.0
@@ -161,7 +161,9 @@ def batched(
 
     Goes below `@gw.method()`. A batch leaves when it has `max_batch_size` inputs, or `wait_ms` milliseconds after its
     first one; with 0 it takes what is there. `weight` gives the cost of one input from its arguments (tokens, pixels),
-    and `max_weight` bounds the sum in a batch. `max_concurrent_batches` above 1 needs `@gw.concurrent` on the class.
+    and `max_weight` bounds the sum in a batch; inputs of nearly the same weight share a batch, led by the one that has
+    waited longest, and none is passed over by many later ones. `max_concurrent_batches` above 1 needs `@gw.concurrent`
+    on the class.
     """
     write = "@gw.batched(max_batch_size=64, wait_ms=20)"
     _refuse_arguments("batched", bare, write)

@@ -224,7 +224,7 @@ def _method_line(method: MethodSpec) -> str:
     if (batch := method.batch) is not None:
         parts = [f"batches of up to {batch.max_batch_size}, window {batch.wait_s * 1000:g} ms"]
         if batch.max_weight is not None:
-            parts.append(f"weight up to {batch.max_weight:g}")
+            parts.append(f"weight up to {batch.max_weight:g}, like weights together")
         if batch.max_concurrent_batches > 1:
             parts.append(f"{batch.max_concurrent_batches} at a time")
         kinds.append(", ".join(parts))

@@ -38,6 +38,7 @@ from gworker.worker.execution import why_fatal
 from gworker.worker.guardian import guard_this_process
 from gworker.worker.lifecycle import Instance
 from gworker.worker.listener import DirectListener, socket_folder
+from gworker.worker.memory import keep_freed_memory
 from gworker.worker.session import Session
 from gworker.worker.threads import UserThreads, run_on_own_thread
 
@@ -206,6 +207,7 @@ class WorkerActor:
     async def _come_up(self) -> StartReport:
         assert self._loop is not None
         pid, node_id = os.getpid(), ray.get_runtime_context().get_node_id()
+        keep_freed_memory()
         try:
             loader = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="gworker-load")
             cls, values = await self._loop.run_in_executor(loader, self._load)

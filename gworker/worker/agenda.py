@@ -38,7 +38,7 @@ class Agenda:
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = BatchQueue(given.method.batch)
-        queue.add(given, now, weight=given.weight, cap=given.call.batch_cap)
+        queue.add(given, now, weight=given.weight, cap=given.call.batch_cap, deadline=given.deadline)
 
     def remove(self, given: Input) -> None:
         """An input that has been answered waits no more."""
@@ -60,7 +60,7 @@ class Agenda:
             if queue.oldest < best_arrival and queue.ready_at() <= now and self._may_start(self._spec.methods[key[0]]):
                 best, best_arrival = key, queue.oldest
         if best is not None:
-            batch = self._queues[best].close()
+            batch = self._queues[best].close(now)
             self._tidy(best)
             return batch
         return [self._plain.popleft()] if best_arrival < float("inf") else []

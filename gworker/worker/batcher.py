@@ -2,46 +2,63 @@
 
 The engine takes the permit to run first and calls `close` as late as it can, so what arrives while a batch runs forms
 one full batch. The window starts at the first waiting input and never moves.
+
+Without a weight, inputs go first come, first served. With one, like weights go together: a batch is made of the input
+that has waited longest, or one whose deadline comes near, and of those that are most like it (`packing`). None
+starves: once more than `OVERTAKEN` times as many younger ones have left before an input as ever waited together,
+batches are first come, first served until it has left. So no more than that many, and one batch, go before it out of
+turn.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from gworker.decorators import BatchSpec
+from gworker.worker.packing import Entry, Packing
 
 T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class _Entry(Generic[T]):
-    item: T
-    arrived: float
-    weight: float
-    cap: int
+# Callers that send again when they are answered, their weights spread like the lengths of texts, come to about two.
+OVERTAKEN = 4
+# The deadline of an input comes near when it has waited for this part of the time that it had.
+URGENT = 0.5
 
 
 class BatchQueue(Generic[T]):
-    """Inputs of one method and one set of parameter values that wait to be run together, first come first served."""
+    """Inputs of one method and one set of parameter values that wait to be run together."""
 
     def __init__(self, spec: BatchSpec) -> None:
         self._max_size = spec.max_batch_size
         self._max_weight = spec.max_weight
         self._wait_s = spec.wait_s
-        self._entries: dict[int, _Entry[T]] = {}
+        self._entries: dict[int, Entry[T]] = {}
+        self._packing: Packing[T] | None = None if spec.max_weight is None else Packing(spec.max_weight)
         self._weight = 0.0
         self._capped = 0
+        self._hurried = 0
+        self._arrivals = 0
+        self._most = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, item: T, now: float, *, weight: float = 1.0, cap: int = 0) -> None:
-        """Queue `item`. `weight` counts against `max_weight`; `cap` > 0 bounds the size of any batch it is part of."""
-        entry = _Entry(item, now, weight, min(cap, self._max_size) if cap > 0 else self._max_size)
+    def add(self, item: T, now: float, *, weight: float = 1.0, cap: int = 0, deadline: float | None = None) -> None:
+        """Queue `item`. `weight` counts against `max_weight`; `cap` > 0 bounds the size of any batch it is part of.
+
+        One that has a `deadline` is not passed over any more when half of its time is over.
+        """
+        cap = min(cap, self._max_size) if cap > 0 else self._max_size
+        urgent = float("inf") if deadline is None else now + URGENT * (deadline - now)
+        entry = Entry(item, self._arrivals, now, weight, cap, urgent)
         self._entries[id(item)] = entry
+        self._arrivals += 1
+        self._most = max(self._most, len(self._entries))
         self._weight += weight
-        self._capped += entry.cap < self._max_size
+        self._capped += cap < self._max_size
+        self._hurried += deadline is not None
+        if self._packing is not None:
+            self._packing.add(entry)
 
     def remove(self, item: T) -> bool:
         """Forget `item`; False if it does not wait here."""
@@ -66,13 +83,16 @@ class BatchQueue(Generic[T]):
             return float("-inf")
         return self.oldest + self._wait_s
 
-    def close(self) -> list[T]:
-        """Take the next batch: in order of arrival, as many as fit in size and weight, at least one."""
-        batch = self._head()
+    def close(self, now: float) -> list[T]:
+        """Take the next batch: as many as fit in size and weight, at least one, in order of arrival."""
+        if self._packing is None or self._is_overtaken():
+            batch = self._head()
+        else:
+            batch = self._packing.around(self._anchor(now))
         for entry in batch:
             del self._entries[id(entry.item)]
             self._account_for_leaving(entry)
-        return [entry.item for entry in batch]
+        return [entry.item for entry in sorted(batch, key=lambda entry: entry.number)]
 
     def _is_full(self) -> bool:
         if len(self._entries) >= self._max_size:
@@ -84,8 +104,26 @@ class BatchQueue(Generic[T]):
             return len(head) < len(self._entries) or len(head) >= min(e.cap for e in head)
         return False
 
-    def _head(self) -> list[_Entry[T]]:
-        head: list[_Entry[T]] = []
+    def _first(self) -> Entry[T]:
+        return next(iter(self._entries.values()))
+
+    def _is_overtaken(self) -> bool:
+        """Whether too many younger ones have left before the first of the waiting inputs."""
+        if not self._entries:
+            return True
+        left = self._arrivals - len(self._entries)
+        # All that came before the first one have left; what has left besides is younger.
+        return left - self._first().number > OVERTAKEN * self._most
+
+    def _anchor(self, now: float) -> Entry[T]:
+        if self._hurried:
+            hurried = min(self._entries.values(), key=lambda entry: entry.urgent)
+            if hurried.urgent <= now:
+                return hurried
+        return self._first()
+
+    def _head(self) -> list[Entry[T]]:
+        head: list[Entry[T]] = []
         weight = 0.0
         cap = self._max_size
         for entry in self._entries.values():
@@ -98,7 +136,10 @@ class BatchQueue(Generic[T]):
             weight += entry.weight
         return head
 
-    def _account_for_leaving(self, entry: _Entry[T]) -> None:
+    def _account_for_leaving(self, entry: Entry[T]) -> None:
         self._capped -= entry.cap < self._max_size
+        self._hurried -= entry.urgent < float("inf")
+        if self._packing is not None:
+            self._packing.remove(entry)
         # An exact zero when empty: sums of floats drift.
         self._weight = self._weight - entry.weight if self._entries else 0.0

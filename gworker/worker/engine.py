@@ -10,7 +10,6 @@ or is refused as busy.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import itertools
 import logging
@@ -31,7 +30,7 @@ from gworker.worker.lifecycle import Instance
 from gworker.worker.session import Session
 from gworker.worker.slots import Admission
 from gworker.worker.streams import StreamGate
-from gworker.worker.threads import Launched
+from gworker.worker.threads import Crew, Launched
 
 log = logging.getLogger("gworker.worker")
 
@@ -125,7 +124,8 @@ class Engine:
         self._offer_timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
-        self._weighers = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="gworker-weigh")
+        self._weigher = Crew("gworker-weigh", 1)
+        self._unweighed: list[Input] = []
         self._batch_numbers = itertools.count(1)
 
     # --- what callers ask ------------------------------------------------------------------------------------
@@ -206,15 +206,29 @@ class Engine:
         if batch is None or batch.weight is None:
             self._enqueue(given)
         else:
-            weighing = self._weighers.submit(execution.weigh, self._instance, given.method, given.call.arguments)
-            weighing.add_done_callback(lambda f: self._loop.call_soon_threadsafe(self._weighed, given, f.result()))
+            if not self._unweighed:
+                self._loop.call_soon(self._weigh)
+            self._unweighed.append(given)
 
-    def _weighed(self, given: Input, weight: float | Failure) -> None:
-        if isinstance(weight, Failure):
-            self._answer(given, Raised(given.call.call_id, weight, 1))
-        elif not given.answered:
-            given.weight = weight
-            self._enqueue(given)
+    def _weigh(self) -> None:
+        # Together, once a turn of the loop: one hop to the weigher and back, and what came together may share a batch.
+        unweighed, self._unweighed = self._unweighed, []
+
+        def weigh() -> list[float | Failure]:
+            return [execution.weigh(self._instance, given.method, given.call.arguments) for given in unweighed]
+
+        def done(weights: list[float | Failure], error: BaseException | None) -> None:
+            self._mailbox.post(self._weighed, unweighed, weights)
+
+        self._weigher.run(done, weigh)
+
+    def _weighed(self, inputs: list[Input], weights: list[float | Failure]) -> None:
+        for given, weight in zip(inputs, weights, strict=True):
+            if isinstance(weight, Failure):
+                self._answer(given, Raised(given.call.call_id, weight, 1))
+            elif not given.answered:
+                given.weight = weight
+                self._enqueue(given)
 
     def _enqueue(self, given: Input) -> None:
         self._agenda.add(given, clock.now())

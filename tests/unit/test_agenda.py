@@ -52,6 +52,7 @@ class Desk:
             method=self.spec.methods[method],
             arrived=self.now,
             weight=1.0,
+            deadline=None,
             answered=False,
             call=SimpleNamespace(parameters_key=parameters, batch_cap=cap),
         )

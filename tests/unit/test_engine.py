@@ -144,7 +144,7 @@ class Worker:
     def close(self) -> None:
         self.threads.main.stop()
         self.threads.others.stop()
-        self.engine._weighers.shutdown()
+        self.engine._weigher.stop()
         if (loop := self.threads._user_loop) is not None:
             while asyncio.all_tasks(loop.loop):  # cancelled, and about to end
                 time.sleep(0.001)
@@ -656,14 +656,36 @@ def weighed_by(weight: Callable[..., Any], max_weight: float = 10) -> type:
     return Weighed
 
 
-async def test_a_batch_is_packed_by_weight_first_come_first_served(make: MakeWorker) -> None:
+async def test_a_batch_is_packed_by_weight_like_inputs_together(make: MakeWorker) -> None:
     worker = await make(weighed_by(len))
-    texts = ["a" * 6, "b" * 4, "c" * 7, "d" * 99, "e", "f"]
+    texts = ["a" * 6, "b" * 2, "c" * 7, "d" * 99, "e" * 4, "f", "g"]
     numbers = [worker.caller.submit("embed", t) for t in texts]
     assert await worker.caller.results(numbers) == [len(t) for t in texts]
-    assert [t for batch in worker.object.seen for t in batch] == texts
-    assert ["d" * 99] in worker.object.seen
-    assert all(sum(map(len, batch)) <= 10 or len(batch) == 1 for batch in worker.object.seen)
+    # What came together was weighed together: the first did not run alone, though nothing else ran.
+    assert worker.object.seen == [["a" * 6, "e" * 4], ["b" * 2], ["c" * 7], ["d" * 99], ["f", "g"]]
+
+
+async def test_an_input_with_a_weight_whose_deadline_comes_near_is_not_passed_over(
+    make: MakeWorker, timeline: Any
+) -> None:
+    class Weighed(Held):
+        @gw.method()
+        @gw.batched(max_batch_size=3, weight=len, max_weight=100)
+        def embed(self, texts: list[str]) -> list[int]:
+            self.hold(texts)
+            return [len(t) for t in texts]
+
+    worker = await make(Weighed)
+    running = worker.caller.submit("embed", "first")
+    await worker.object.begun()
+    others = [worker.caller.submit("embed", "a" * 10) for _ in range(3)]
+    hurried = worker.caller.submit("embed", "b" * 40, deadline_s=10.0)
+    while not any(len(queue) == 4 for queue in worker.engine._agenda._queues.values()):  # weighed on another thread
+        await asyncio.to_thread(time.sleep, 0.001)
+    await timeline.advance(6.0)
+    worker.object.go.set()
+    assert await worker.caller.results([running, *others, hurried]) == [5, 10, 10, 10, 40]
+    assert worker.object.seen[:2] == [["first"], ["b" * 40]]
 
 
 @pytest.mark.parametrize(
