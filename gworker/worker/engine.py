@@ -207,7 +207,7 @@ class Engine:
             self._enqueue(given)
         else:
             if not self._unweighed:
-                self._loop.call_soon(self._weigh)
+                self._turn.at_end(self._weigh)
             self._unweighed.append(given)
 
     def _weigh(self) -> None:
