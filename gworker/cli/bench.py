@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import datetime as dt
 import itertools
@@ -21,12 +22,14 @@ from gworker.cli.benchmark.options import OWN
 from gworker.cli.benchmark.plan import Plan
 from gworker.cli.benchmark.pools import Counters
 from gworker.cli.benchmark.report import Cluster, Report, remarks_of, show
-from gworker.cli.benchmark.session import Session, Subject
-from gworker.cli.exits import Code, Failed, say
+from gworker.cli.benchmark.session import FirstResult, Session, Subject
+from gworker.cli.cluster import deployed_class, drain, is_deployed
+from gworker.cli.exits import Code, Failed
 from gworker.cli.inputs import call_arguments, read_lines
+from gworker.cli.invoke import about
 from gworker.cli.machine import Machine, packages
 from gworker.cli.options import Given, parse
-from gworker.cli.target import load, method_of
+from gworker.cli.target import Target, choices, load_method, method_of
 
 if TYPE_CHECKING:
     from gworker.app import App
@@ -47,10 +50,16 @@ class _Named:
 def bench(target: str, rest: Sequence[str], before: Mapping[str, Any]) -> Code:
     """Measure a method and print what was found. An app that this started is drained at the end."""
     output.reserve_stdout()
-    named = _deployed(target) if "::" not in target and not target.endswith(".py") else _in_a_file(target)
+    named = _found(target)
     cls, method = named.cls, named.method
     given = parse(
-        arguments_of(cls, method), rest, prog=f"gworker bench {target}", about="", method=method, before=before, own=OWN
+        arguments_of(cls, method),
+        rest,
+        prog=f"gworker bench {target}",
+        about=about(cls, method),
+        method=method,
+        before=before,
+        own=OWN,
     )
     if given.stdin:
         raise Failed("- was given as an argument: calls are read from standard input with --inputs -")
@@ -61,27 +70,29 @@ def bench(target: str, rest: Sequence[str], before: Mapping[str, Any]) -> Code:
     for args, kwargs in calls:
         method.bind(cls.name, args, kwargs)  # a call that cannot be is found before anything starts
 
+    json_file = given.own.get("json_file")
+    _check_writable(json_file)
+
     began = clock.now()
     ray = _have_ray()
     ray_s = clock.now() - began
-    ours = named.app is not None and not _is_deployed(named.app)
-    floor = cls.spec.options.min_workers
-    subject = Subject(
-        bound,
-        streams=method.is_generator,
-        counters=lambda: _counters(named),
-        floor=(lambda: handle._router().when_ready(floor)) if ours and floor > 1 else None,
-    )
+
+    def floor() -> concurrent.futures.Future[None] | None:
+        known = named.app is not None and not is_deployed(named.app)
+        return handle._router().when_ready(cls.spec.options.min_workers) if known else None
+
+    subject = Subject(bound, streams=method.is_generator, counters=lambda: _counters(named), floor=floor)
     try:
         with bar() as tell:
             session = Session(subject, plan, itertools.cycle(calls), tell)
             session.run(began, ray_s, ray)
-        report = _report(target, named, given, plan, session, len(calls))
-        _print(report, given.own.get("json_file"))
+        if session.first is None:
+            raise KeyboardInterrupt
+        report = _report(target, named, given, plan, session, session.first, len(calls))
+        _print(report, json_file)
     finally:
-        if ours and named.app is not None:
-            say(f"draining {named.app_name} ...")
-            named.app.stop()
+        if named.app is not None:
+            drain(named.app)
     if session.interrupted:
         return Code.INTERRUPTED
     return Code.OK if report.worked else Code.FAILED
@@ -90,20 +101,10 @@ def bench(target: str, rest: Sequence[str], before: Mapping[str, Any]) -> Code:
 # --- what is measured --------------------------------------------------------------------------------------------
 
 
-def _in_a_file(target: str) -> _Named:
-    from gworker.cli.invoke import choices
-
-    loaded = load(target)
-    if loaded.cls is None or loaded.method is None:
-        classes = [loaded.cls] if loaded.cls is not None else loaded.app.classes.values()
-        raise Failed(f"{target} names no method; say which one:\n{choices(loaded.target.source, '::', classes)}")
-    return _Named(loaded.app.name, loaded.cls, loaded.method, loaded.app)
-
-
-def _deployed(target: str) -> _Named:
-    from gworker.cli.cluster import deployed_class
-    from gworker.cli.invoke import choices
-
+def _found(target: str) -> _Named:
+    if "::" in target or Target.parse(target).is_file:
+        app, cls, method = load_method(target)
+        return _Named(app.name, cls, method, app)
     parts = target.rsplit(".", 2)
     if len(parts) < 3:
         raise Failed(
@@ -112,17 +113,10 @@ def _deployed(target: str) -> _Named:
         )
     app_name, class_name, method_name = parts
     cls = deployed_class(app_name, class_name)
-    method = method_of(cls, method_name)
-    if method is None:
+    found = method_of(cls, method_name)
+    if found is None:
         raise Failed(f"{target} names no method; say which one:\n{choices(app_name, '.', [cls])}")
-    return _Named(app_name, cls, method, None)
-
-
-def _is_deployed(app: App) -> bool:
-    """Whether calls to this app reach one of its name that is deployed: it is not ours to stop."""
-    from gworker.router import deployment
-
-    return deployment.find_controller(app.name) is not None
+    return _Named(app_name, cls, found, None)
 
 
 def _counters(named: _Named) -> Counters:
@@ -151,8 +145,18 @@ def _calls(cls: Cls, method: MethodSpec, given: Given) -> list[Input]:
     with _lines(source) as lines:
         calls = [call_arguments(method, values) for _, values in read_lines(lines, where, takes, given.values)]
     if not calls:
-        raise Failed(f'{where} has no line: expected one call for each, as in {{"{next(iter(takes), "text")}": ...}}')
+        example = ", ".join(f'"{name}": ...' for name in takes if name not in given.values)
+        raise Failed(f"{where} holds no call: write one on each line, as in {{{example}}}")
     return calls
+
+
+def _check_writable(path: Path | None) -> None:
+    """That the figures can be written is known before they are there."""
+    try:
+        if path is not None and str(path) != "-":
+            path.open("a").close()
+    except OSError as error:
+        raise Failed(f"--json {path}: {error.strerror}") from None
 
 
 def _lines(source: str) -> Any:
@@ -167,7 +171,9 @@ def _lines(source: str) -> Any:
 # --- what was found ----------------------------------------------------------------------------------------------
 
 
-def _report(target: str, named: _Named, given: Given, plan: Plan, session: Session, inputs: int) -> Report:
+def _report(
+    target: str, named: _Named, given: Given, plan: Plan, session: Session, first: FirstResult, inputs: int
+) -> Report:
     from gworker import __version__
 
     steps = tuple(session.steps)
@@ -175,7 +181,7 @@ def _report(target: str, named: _Named, given: Given, plan: Plan, session: Sessi
     return Report(
         target=target,
         app=named.app_name,
-        deployed=named.app is None or _is_deployed(named.app),
+        deployed=named.app is None or is_deployed(named.app),
         method=f"{named.cls.name}.{named.method}",
         settings=_settings(named),
         parameters=parameters,
@@ -186,7 +192,7 @@ def _report(target: str, named: _Named, given: Given, plan: Plan, session: Sessi
         machine=Machine.here(),
         cluster=_cluster(),
         versions={"gworker": __version__, "Python": platform.python_version(), **packages("ray", "torch", "numpy")},
-        first_result=session.first,
+        first_result=first,
         steps=steps,
         interrupted=session.interrupted,
         remarks=remarks_of(steps),
@@ -197,7 +203,8 @@ def _settings(named: _Named) -> str:
     """What decides how the class behaves under load."""
     spec, batch = named.cls.spec, named.method.batch
     options = spec.options
-    parts = [f"{options.min_workers} to {options.max_workers} workers"]
+    least, most = options.min_workers, options.max_workers
+    parts = [f"{least} to {most} workers" if least < most else f"{most} worker{'s' if most > 1 else ''}"]
     parts.append(f"up to {spec.max_inputs} input{'s' if spec.max_inputs > 1 else ''} in each")
     if batch is not None:
         parts.append(f"batches of up to {batch.max_batch_size}, gathered for {batch.wait_s * 1000:g} ms")
@@ -224,7 +231,6 @@ def _print(report: Report, json_file: Path | None) -> None:
     console = Console(
         file=output.stream(), highlight=False, soft_wrap=True, width=None if output.at_terminal() else 120
     )
-    if report.first_result is not None:
-        show(report, console)
+    show(report, console)
     if json_file is not None:
         json_file.write_text(output.data(report) + "\n")

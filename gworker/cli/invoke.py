@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gworker.cli import output
 from gworker.cli.arguments import Argument, arguments_of
+from gworker.cli.cluster import deployed_class, drain
 from gworker.cli.exits import Code, Failed, described, say
 from gworker.cli.inputs import call_arguments, read_lines
 from gworker.cli.options import Given, parse
-from gworker.cli.target import load, method_of
+from gworker.cli.target import choices, load_method, method_of
 
 if TYPE_CHECKING:
     from gworker.functions import MethodSpec
@@ -24,22 +25,16 @@ _STDIN = "standard input"
 def run(target: str, rest: Sequence[str], before: Mapping[str, Any]) -> Code:
     """Run a method of a class in a file: its app starts, serves this call, and is drained."""
     output.reserve_stdout()
-    loaded = load(target)
-    if loaded.cls is None or loaded.method is None:
-        classes = [loaded.cls] if loaded.cls is not None else loaded.app.classes.values()
-        raise Failed(f"{target} names no method; say which one:\n{choices(loaded.target.source, '::', classes)}")
-    prog = f"gworker run {target}"
-    given = _given(prog, loaded.cls, loaded.method, rest, before)
+    app, cls, method = load_method(target)
+    given = _given(f"gworker run {target}", cls, method, rest, before)
     try:
-        return _perform(loaded.cls, loaded.method, given)
+        return _perform(cls, method, given)
     finally:
-        loaded.app.stop()
+        drain(app)
 
 
 def call(app_name: str, name: str, rest: Sequence[str], before: Mapping[str, Any]) -> Code:
     """Call a method of a deployed class."""
-    from gworker.cli.cluster import deployed_class
-
     output.reserve_stdout()
     class_name, _, method_name = name.partition(".")
     cls = deployed_class(app_name, class_name)
@@ -49,20 +44,17 @@ def call(app_name: str, name: str, rest: Sequence[str], before: Mapping[str, Any
     return _perform(cls, method, _given(f"gworker call {app_name} {name}", cls, method, rest, before))
 
 
-def choices(source: str, separator: str, classes: Iterable[Cls]) -> str:
-    """The methods of classes, for a message."""
-    return "\n".join(
-        f"  {source}{separator}{cls.name}.{method}" for cls in classes for method in cls.spec.methods.values()
-    )
-
-
 def _given(prog: str, cls: Cls, method: MethodSpec, rest: Sequence[str], before: Mapping[str, Any]) -> Given:
-    function = getattr(cls.user_cls, method.name, None)
-    about = "" if function is None else (inspect.getdoc(function) or "").partition("\n")[0]
-    given = parse(arguments_of(cls, method), rest, prog=prog, about=about, method=method, before=before)
+    given = parse(arguments_of(cls, method), rest, prog=prog, about=about(cls, method), method=method, before=before)
     if given.stdin and method.is_generator:
         raise Failed(f"{cls.name}.{method.name} is a generator: it cannot be mapped over standard input")
     return given
+
+
+def about(cls: Cls, method: MethodSpec) -> str:
+    """The first line of the method's docstring, where this process has its class."""
+    function = getattr(cls.user_cls, method.name, None)
+    return "" if function is None else (inspect.getdoc(function) or "").partition("\n")[0]
 
 
 def _perform(cls: Cls, method: MethodSpec, given: Given) -> Code:

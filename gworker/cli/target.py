@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -85,6 +86,22 @@ def load(text: str) -> Loaded:
             f"{listed(app.classes)}"
         )
     return Loaded(target, app, cls, method_of(cls, target.method), folder)
+
+
+def load_method(text: str) -> tuple[App, Cls, MethodSpec]:
+    """Import the method that a target names. Raises Failed, which lists what there is, where it names none."""
+    loaded = load(text)
+    if loaded.cls is None or loaded.method is None:
+        classes = [loaded.cls] if loaded.cls is not None else loaded.app.classes.values()
+        raise Failed(f"{text} names no method; say which one:\n{choices(loaded.target.source, '::', classes)}")
+    return loaded.app, loaded.cls, loaded.method
+
+
+def choices(source: str, separator: str, classes: Iterable[Cls]) -> str:
+    """The methods of classes, for a message."""
+    return "\n".join(
+        f"  {source}{separator}{cls.name}.{method}" for cls in classes for method in cls.spec.methods.values()
+    )
 
 
 def method_of(cls: Cls, name: str) -> MethodSpec | None:

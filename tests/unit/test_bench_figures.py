@@ -143,7 +143,7 @@ def test_an_interrupted_step_ends_then_and_what_had_not_ended_is_told() -> None:
     record.start(12.0)
     found = figures(record, Open(1.0), now=14.0, interrupted=True)
     assert (found.seconds, found.calls, found.unfinished, found.calls_per_s) == (4.0, 1, 1, 0.25)
-    assert "1 calls had not ended when the measurement did" in remarks(found)
+    assert remarks(found) == ["interrupted after 4.0 s"]
 
 
 def test_goodput_is_what_ended_well_in_time_out_of_all_that_was_asked_for() -> None:
@@ -265,7 +265,7 @@ def test_a_pool_that_falls_behind_is_told() -> None:
     for number in range(1000):
         due = 10 + number / 100
         call(record, due, due + number / 100)
-    assert "50 of 100 calls/s ended well" in remarks(figures(record, Open(100.0)))[0]
+    assert "50 of 100 calls/s ended: the pool fell behind" in remarks(figures(record, Open(100.0)))[0]
 
 
 def test_workers_that_came_meanwhile_are_told() -> None:

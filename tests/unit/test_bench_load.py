@@ -7,6 +7,8 @@ import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
+
 from gworker import clock
 from gworker.cli.benchmark import load
 from gworker.cli.benchmark.load import DRAIN_S, Send, Step, sender
@@ -194,6 +196,7 @@ async def _in_a_row(send: Send, count: int) -> None:
         await send(False, clock.now())
 
 
+@pytest.mark.slow
 def test_the_loop_wakes_on_time() -> None:
     loop = load.new_loop()
 

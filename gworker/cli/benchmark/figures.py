@@ -48,8 +48,8 @@ class Distribution:
 def _percentile(ordered: list[float], per_mille: int) -> float | None:
     """The least value, in ms, that so many per mille of the values do not exceed.
 
-    >>> _percentile([0.001 * n for n in range(1, 11)], 900), _percentile([0.001, 0.002], 900)
-    (9.0, None)
+    >>> _percentile([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0], 900), _percentile([1.0, 2.0], 900)
+    (9000.0, None)
     """
     rank = -(-len(ordered) * per_mille // 1000)
     return ordered[rank - 1] * 1000 if rank < len(ordered) else None
@@ -81,8 +81,8 @@ class Generator:
 class StepFigures:
     """One step. `latency` is that of the calls that ended well, of an open loop from the moment they were due.
 
-    `calls_per_s` ended well. `good_share` of all that ended or were due, failures among them, did so within the SLO.
-    `due_per_s` is what an open loop asked for. `dropped` calls are those that were due and not sent.
+    `calls_per_s` ended well, `ended_per_s` at all, `due_per_s` is what an open loop asked for. `good_share` is the part
+    of all calls that ended well within the SLO. `dropped` ones were due and not sent.
     """
 
     load: Load
@@ -93,6 +93,7 @@ class StepFigures:
     dropped: int
     unfinished: int
     calls_per_s: float
+    ended_per_s: float
     due_per_s: float | None
     good_per_s: float | None
     good_share: float | None
@@ -103,6 +104,11 @@ class StepFigures:
     problems: tuple[Problem, ...]
     generator: Generator
     pools: Pools | None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no call counted."""
+        return self.calls + self.failed + self.dropped == 0
 
     @classmethod
     def of(
@@ -130,6 +136,7 @@ class StepFigures:
             dropped=record.dropped,
             unfinished=record.unfinished,
             calls_per_s=(calls if record.is_full else record.answered) * per_s,
+            ended_per_s=(calls + record.failed if record.is_full else record.ended) * per_s,
             due_per_s=record.due * per_s if isinstance(load, Open) else None,
             good_per_s=record.good * per_s if with_slo else None,
             good_share=record.good / total if with_slo and total else None,
@@ -153,7 +160,9 @@ _KEPT_UP = 0.95
 def remarks(step: StepFigures) -> list[str]:
     """What a reader of the figures has to know about them."""
     found = []
-    if step.calls == 0 and not step.failed and not step.dropped:
+    if step.interrupted:
+        found.append(f"interrupted after {step.seconds:.1f} s")
+    elif step.is_empty:
         found.append("no call ended in the time that counts: give a longer --duration, or --requests")
     late = step.generator.late
     if step.generator.is_the_limit:
@@ -163,20 +172,20 @@ def remarks(step: StepFigures) -> list[str]:
         )
     elif late is not None and step.latency is not None and _is_late(late, step.latency):
         found.append(
-            f"this process woke up late (p95 {late.p95_ms:.1f} ms), and the latencies hold that: something else needs "
-            "its core"
+            f"this process woke up late (p95 {late.p95_ms:.1f} ms), which the latencies hold: the machine has too few "
+            "cores for all that runs on it"
         )
-    if step.due_per_s is not None and step.calls_per_s < _KEPT_UP * step.due_per_s and not step.interrupted:
+    if step.due_per_s is not None and step.ended_per_s < _KEPT_UP * step.due_per_s and not step.interrupted:
         found.append(
-            f"{step.calls_per_s:,.0f} of {step.due_per_s:,.0f} calls/s ended well: the latency of a pool that falls "
-            "behind grows with the time measured, and says nothing else"
+            f"{step.ended_per_s:,.0f} of {step.due_per_s:,.0f} calls/s ended: the pool fell behind, so the latency "
+            "grows with the time that is measured and says nothing else"
         )
     if step.dropped:
         found.append(
             f"{step.dropped:,} calls were due while --max-in-flight others were under way: they were not sent, and "
             "count as failed"
         )
-    if step.unfinished:
+    if step.unfinished and not step.interrupted:
         found.append(f"{step.unfinished:,} calls had not ended when the measurement did")
     pools = step.pools
     if pools is not None and pools.workers_before != pools.workers_after:

@@ -51,8 +51,8 @@ class Failures:
 class Recorder:
     """The calls of one step. `latencies`, `first_items`, `gaps` and `lags` are in seconds.
 
-    `good`: calls that ended well within `slo_s`; of a stream, whose first item came within it. `answered`: those that
-    ended well within the window, whether they count or not.
+    `good`: calls that ended well within `slo_s`; of a stream, whose first item came within it. `answered` ended well
+    within the window and `ended` at all, whether they count or not.
     """
 
     window: Window
@@ -66,6 +66,7 @@ class Recorder:
     dropped: int = 0
     good: int = 0
     answered: int = 0
+    ended: int = 0
     items: int = 0
     last_end: float = 0.0
 
@@ -108,23 +109,22 @@ class Recorder:
 
     def returned(self, counts: bool, due: float, ended: float) -> None:
         """A call ended well."""
+        self._answered(ended)
         if self._counts(counts, ended):
             self._well(due, ended, ended - due)
-        elif self.window.begin <= ended <= self.window.end:
-            self.answered += 1
 
     def streamed(self, counts: bool, due: float, items: Sequence[float], ended: float) -> None:
         """A stream ended well, whose items came at these times."""
+        self._answered(ended)
         if self._counts(counts, ended):
             first = (items[0] if items else ended) - due
             self._well(due, ended, first)
             self.first_items.append(first)
             self.gaps.extend(after - before for before, after in itertools.pairwise(items))
-        elif self.window.begin <= ended <= self.window.end:
-            self.answered += 1
 
     def raised(self, counts: bool, ended: float, error: BaseException) -> None:
         """A call ended with an error."""
+        self.ended += self.window.begin <= ended <= self.window.end
         if self._counts(counts, ended):
             self.last_end = max(self.last_end, ended)
             name = type(error).__name__
@@ -147,10 +147,13 @@ class Recorder:
     def _counts(self, counts: bool, ended: float) -> bool:
         return self.window.begin <= ended <= self.window.end if self.window.by_end else counts
 
+    def _answered(self, ended: float) -> None:
+        if self.window.begin <= ended <= self.window.end:
+            self.answered += 1
+            self.ended += 1
+
     def _well(self, due: float, ended: float, promised_s: float) -> None:
         self.latencies.append(ended - due)
         self.last_end = max(self.last_end, ended)
-        if self.window.begin <= ended <= self.window.end:
-            self.answered += 1
         if self.slo_s is not None and promised_s <= self.slo_s:
             self.good += 1

@@ -45,7 +45,7 @@ class Report:
     machine: Machine
     cluster: Cluster | None
     versions: dict[str, str]
-    first_result: FirstResult | None
+    first_result: FirstResult
     steps: tuple[StepFigures, ...]
     interrupted: bool
     remarks: tuple[str, ...] = field(default=())
@@ -66,6 +66,8 @@ def show(report: Report, console: Console) -> None:
     console.print(*_head(report), sep="\n")
     if report.steps:
         console.print("", _throughput(report), "", Text("latency in ms", style="bold"), _latency(report), sep="\n")
+    else:
+        console.print("", "interrupted before a load was measured", sep="\n")
     errors = list(_errors(report))
     if errors:
         console.print("", *errors, sep="\n")
@@ -108,9 +110,7 @@ def _head(report: Report) -> Iterator[Text]:
     yield _first(report.first_result)
 
 
-def _first(first: FirstResult | None) -> Text:
-    if first is None:
-        return Text("there was no first result yet")
+def _first(first: FirstResult) -> Text:
     if first.workers_before:
         workers = f"{first.workers_before} worker{'s were' if first.workers_before > 1 else ' was'} ready"
         detail = f"{workers}; not in the figures below"
@@ -134,8 +134,11 @@ def _throughput(report: Report) -> Table:
     columns = [_load_column(report.plan), _Column("calls/s", lambda s: _rate(s.calls_per_s), "bold")]
     if report.plan.slo_ms is not None:
         columns += [
-            _Column(f"within {report.plan.slo_ms:g} ms/s", lambda s: _rate(s.good_per_s)),
-            _Column("share", lambda s: "-" if s.good_share is None else f"{s.good_share * 100:.1f} %"),
+            _Column("goodput/s", lambda s: _rate(s.good_per_s)),
+            _Column(
+                f"within {report.plan.slo_ms:g} ms",
+                lambda s: "-" if s.good_share is None else f"{s.good_share * 100:.1f} %",
+            ),
         ]
     if any(s.items_per_s is not None for s in report.steps):
         columns.append(_Column("items/s", lambda s: _rate(s.items_per_s)))
@@ -210,6 +213,10 @@ def _number(value: float | None) -> str:
 
 def _rate(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value * 100:.1f} %"
 
 
 def _errors(report: Report) -> Iterator[Text]:

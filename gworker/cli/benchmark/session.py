@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import signal
 import time
@@ -26,9 +27,9 @@ TELL_EVERY_S = 0.25
 
 @dataclass(frozen=True)
 class FirstResult:
-    """What the first result took, in seconds: to get Ray, then to get workers and the result itself.
+    """The seconds until the first result, those until Ray was there among them.
 
-    `ray` is how Ray was had: started, or attached to. `workers_before` were ready before the call.
+    `ray` is how it was had: started, or attached. `workers_before` were ready before the call.
     """
 
     seconds: float
@@ -39,12 +40,15 @@ class FirstResult:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a method of a handle, and how to read the counters of its pools, which blocks."""
+    """What is measured: a method of a handle. `counters` reads those of its pools, and blocks.
+
+    `floor` ends when as many workers are ready as there are to be in any case; None where that is not known.
+    """
 
     bound: Any
     streams: bool
     counters: Callable[[], Counters]
-    floor: Callable[[], Any] | None = None
+    floor: Callable[[], concurrent.futures.Future[None] | None]
 
 
 # Told every now and then: the load, the seconds it has run and will run if that is known, and its record.
@@ -109,8 +113,8 @@ class Session:
                 if not tries_left:
                     raise
         self.first = FirstResult(clock.now() - began, ray_s, ray, before.ready)
-        if self._subject.floor is not None:
-            await asyncio.wrap_future(self._subject.floor())
+        if (floor := self._subject.floor()) is not None:
+            await asyncio.wrap_future(floor)
 
     async def _step(self, load: Load) -> None:
         plan, subject = self._plan, self._subject
@@ -127,17 +131,17 @@ class Session:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
         cores, pools = await meter.read()
-        self.steps.append(
-            StepFigures.of(
-                load,
-                record,
-                seconds,
-                interrupted=self._stop.is_set(),
-                streams=subject.streams,
-                cores=cores,
-                pools=pools,
-            )
+        found = StepFigures.of(
+            load,
+            record,
+            seconds,
+            interrupted=self._stop.is_set(),
+            streams=subject.streams,
+            cores=cores,
+            pools=pools,
         )
+        if not (found.interrupted and found.is_empty):
+            self.steps.append(found)
 
     async def _watch(self, load: Load, record: Recorder) -> None:
         began, plan = clock.now(), self._plan

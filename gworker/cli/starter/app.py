@@ -1,7 +1,9 @@
 """A class that becomes a pool of workers: loaded once, called in batches, watched, restarted, scaled.
 
-python app.py                 run it here, on a local Ray or on the one that is attached
-gworker serve app.py          serve it over HTTP
+Try it:
+
+    python app.py                   run it here, on a Ray of its own or on the one that is attached
+    gworker serve app.py --reload   serve it over HTTP, and take edits over
 """
 
 from __future__ import annotations
