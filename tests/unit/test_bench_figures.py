@@ -91,7 +91,7 @@ def call(record: Recorder, due: float, ended: float) -> None:
 
 
 def figures(record: Recorder, load: Closed | Open, now: float = 30.0, **about: Any) -> StepFigures:
-    given = {"interrupted": False, "streams": False, "cores": 0.1, **about}
+    given = {"interrupted": False, "streams": False, "cores": 0.1, "pools": Pools(1, 1), **about}
     return StepFigures.of(load, record, record.close(now), **given)
 
 

@@ -103,7 +103,7 @@ class StepFigures:
     items_per_s: float | None
     problems: tuple[Problem, ...]
     generator: Generator
-    pools: Pools | None
+    pools: Pools
 
     @property
     def is_empty(self) -> bool:
@@ -120,7 +120,7 @@ class StepFigures:
         interrupted: bool,
         streams: bool,
         cores: float,
-        pools: Pools | None = None,
+        pools: Pools,
     ) -> StepFigures:
         """The figures of a step whose record is complete."""
         calls = len(record.latencies)
@@ -188,7 +188,7 @@ def remarks(step: StepFigures) -> list[str]:
     if step.unfinished and not step.interrupted:
         found.append(f"{step.unfinished:,} calls had not ended when the measurement did")
     pools = step.pools
-    if pools is not None and pools.workers_before != pools.workers_after:
+    if pools.workers_before != pools.workers_after:
         found.append(
             f"the workers went from {pools.workers_before} to {pools.workers_after} meanwhile: give a longer --warmup, "
             "or fix their number with min_workers and max_workers"

@@ -146,9 +146,9 @@ def _throughput(report: Report) -> Table:
     columns.append(_Column("failed", lambda s: f"{s.failed + s.dropped:,}"))
     if any(s.unfinished for s in report.steps):
         columns.append(_Column("unfinished", lambda s: f"{s.unfinished:,}"))
-    if any(s.pools is not None and s.pools.mean_batch is not None for s in report.steps):
-        columns.append(_Column("batch", lambda s: _number(None if s.pools is None else s.pools.mean_batch)))
-    columns.append(_Column("workers", lambda s: "-" if s.pools is None else f"{s.pools.workers_after}"))
+    if any(s.pools.mean_batch is not None for s in report.steps):
+        columns.append(_Column("batch", lambda s: _number(s.pools.mean_batch)))
+    columns.append(_Column("workers", lambda s: f"{s.pools.workers_after}"))
     columns.append(_Column("caller's cores", lambda s: f"{s.generator.cores:.2f}"))
     table = _table([column.head for column in columns])
     for step in report.steps:

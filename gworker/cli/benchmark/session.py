@@ -118,10 +118,11 @@ class Session:
 
     async def _step(self, load: Load) -> None:
         plan, subject = self._plan, self._subject
+        before = await asyncio.to_thread(subject.counters)
         begin = clock.now() + plan.warmup_s
         window = Window.opening(begin, plan.duration_s, plan.requests, is_open=plan.is_open)
         record = Recorder(window, None if plan.slo_ms is None else plan.slo_ms / 1000)
-        meter = _Meter(subject, window)
+        meter = _Meter(subject, window, before)
         beside = [asyncio.ensure_future(meter.run()), asyncio.ensure_future(self._watch(load, record))]
         step = Step(record, sender(subject.bound, self._inputs, record, streams=subject.streams))
         try:
@@ -161,13 +162,16 @@ async def _once(subject: Subject, given: Input) -> None:
 
 
 class _Meter:
-    """What this process and the pools did between the opening of the window and its end."""
+    """What this process and the pools did between the opening of the window and its end.
 
-    def __init__(self, subject: Subject, window: Window) -> None:
+    A step that is over before its pools have answered is reckoned from its beginning, warm-up included.
+    """
+
+    def __init__(self, subject: Subject, window: Window, before: Counters) -> None:
         self._subject = subject
         self._window = window
+        self._before = before
         self._cpu: list[tuple[float, float]] = []
-        self._before: Counters | None = None
 
     async def run(self) -> None:
         await asyncio.sleep(self._window.begin - clock.now())
@@ -179,15 +183,13 @@ class _Meter:
     def _mark(self) -> None:
         self._cpu.append((clock.now(), time.process_time()))
 
-    async def read(self) -> tuple[float, Pools | None]:
+    async def read(self) -> tuple[float, Pools]:
         """The cores this process used, and what the pools did."""
-        if self._before is None:
-            return 0.0, None
-        if len(self._cpu) == 1:
+        while len(self._cpu) < 2:
             self._mark()
         (began, cpu_before), (ended, cpu_after) = self._cpu
         after = await asyncio.to_thread(self._subject.counters)
-        return (cpu_after - cpu_before) / max(ended - began, 1e-9), self._before.until(after)
+        return (cpu_after - cpu_before) / max(ended - began, 1e-3), self._before.until(after)
 
 
 @contextlib.contextmanager
