@@ -72,10 +72,13 @@ class Loaded:
     folder: Path
 
 
-def load(text: str) -> Loaded:
-    """Import what a target names. Raises Failed, with the user's traceback where their code raised."""
+def load(text: str, *, packed: bool = False) -> Loaded:
+    """Import what a target names. Raises Failed, with the user's traceback where their code raised.
+
+    `packed`: its code is sent to the workers; otherwise they import it from where it is.
+    """
     target = Target.parse(text)
-    module, folder = _import(target)
+    module, folder = _import(target, packed)
     app = _app_of(target, module)
     if not target.cls:
         return Loaded(target, app, None, None, folder)
@@ -132,8 +135,10 @@ def listed(names: Any) -> str:
 # --- modules -----------------------------------------------------------------------------------------------------
 
 
-def _import(target: Target) -> tuple[ModuleType, Path]:
+def _import(target: Target, packed: bool) -> tuple[ModuleType, Path]:
     name, root = _module_name(target)
+    if not packed:
+        _check_found_by_workers(name, root)
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     # As Python has it for a script; and Ray hands the folder of the script on to the workers.
@@ -182,6 +187,17 @@ def _module_name(target: Target) -> tuple[str, Path]:
     if parts[-1] == "__init__":
         parts = parts[:-1]
     return ".".join(parts), folder
+
+
+def _check_found_by_workers(name: str, root: Path) -> None:
+    """Ray has workers look in the current folder first: what has the same name there would run instead."""
+    here, top = Path.cwd(), name.partition(".")[0]
+    for other in (here / f"{top}.py", here / top / "__init__.py"):
+        if root != here and other.is_file():
+            raise Failed(
+                f"{top!r} of {root} and {other.relative_to(here)} of the current folder have one name, and workers would "
+                f"import the latter: go there first (cd {root}), or give one of them another name"
+            )
 
 
 def _check_is(module: ModuleType, name: str, path: Path) -> None:
