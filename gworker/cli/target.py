@@ -195,8 +195,8 @@ def _check_found_by_workers(name: str, root: Path) -> None:
     for other in (here / f"{top}.py", here / top / "__init__.py"):
         if root != here and other.is_file():
             raise Failed(
-                f"{top!r} of {root} and {other.relative_to(here)} of the current folder have one name, and workers would "
-                f"import the latter: go there first (cd {root}), or give one of them another name"
+                f"{top!r} of {root} and {other.relative_to(here)} of the current folder have one name, and workers "
+                f"would import the latter: go there first (cd {root}), or give one of them another name"
             )
 
 

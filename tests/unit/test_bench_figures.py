@@ -251,13 +251,13 @@ def test_a_generator_that_was_the_limit_is_told_and_one_that_was_not_is_not() ->
     assert "the load generator was the limit, it used 0.97 of a core" in remarks(full(cores=0.97))[0]
 
 
-def test_a_process_that_woke_late_is_told_where_that_shows() -> None:
+def test_a_process_that_was_late_is_told_where_that_shows() -> None:
     record = recorder()
     for number in range(1000):
         due = 10 + number / 100
         record.late(due, 0.005)
         call(record, due, due + 0.02)
-    assert "this process woke up late (p95 5.0 ms)" in remarks(figures(record, Open(100.0)))[0]
+    assert "this process was late by 5.0 ms (p95)" in remarks(figures(record, Open(100.0)))[0]
 
 
 def test_a_pool_that_falls_behind_is_told() -> None:

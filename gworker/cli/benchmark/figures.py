@@ -172,8 +172,7 @@ def remarks(step: StepFigures) -> list[str]:
         )
     elif late is not None and step.latency is not None and _is_late(late, step.latency):
         found.append(
-            f"this process woke up late (p95 {late.p95_ms:.1f} ms), which the latencies hold: the machine has too few "
-            "cores for all that runs on it"
+            f"this process was late by {late.p95_ms:.1f} ms (p95) with what it had to do next: the latencies hold that"
         )
     if step.due_per_s is not None and step.ended_per_s < _KEPT_UP * step.due_per_s and not step.interrupted:
         found.append(

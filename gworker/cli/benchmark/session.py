@@ -78,6 +78,7 @@ class Session:
             with _interruptible(loop, self._interrupt):
                 loop.run_until_complete(self._measure(began, ray_s, ray))
         finally:
+            loop.run_until_complete(_cancel_all())
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.run_until_complete(loop.shutdown_default_executor())
             loop.close()
@@ -150,6 +151,14 @@ class Session:
         while self._tell is not None:
             self._tell(load, clock.now() - began, whole_s, record)
             await asyncio.sleep(TELL_EVERY_S)
+
+
+async def _cancel_all() -> None:
+    """End what a second Ctrl-C, or SIGTERM, has cut short."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
 
 
 async def _once(subject: Subject, given: Input) -> None:
