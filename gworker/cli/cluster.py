@@ -8,6 +8,7 @@ from gworker.cli.exits import Code, Failed
 from gworker.cli.target import listed, near
 
 if TYPE_CHECKING:
+    from gworker.app import App
     from gworker.handle import Cls
     from gworker.router.client import AppClient
 
@@ -17,6 +18,17 @@ def attach() -> None:
     from gworker.router import cluster
 
     cluster.attach()
+
+
+def is_deployed(app: App) -> bool:
+    """Whether the calls of this process go to an app of that name which is deployed, instead of one of its own."""
+    return app._running is not None and app._running.deployed
+
+
+def drain(app: App) -> None:
+    """Stop an app that this process has started. One that is deployed goes on: others use it."""
+    if app._running is not None and not is_deployed(app):
+        app.stop()
 
 
 def deployed_apps() -> list[str]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
-import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gworker.cli import output
+from gworker.cli import machine, output
 from gworker.cli.exits import Code
 
 # How long a port may take to answer.
@@ -65,30 +62,15 @@ def _versions() -> Iterator[Finding]:
     from gworker import __version__
 
     yield Finding("gworker", "ok", f"{__version__}, Python {platform.python_version()}, {sys.executable}")
-    parts = []
-    for name in ("ray", "fastapi", "pydantic", "torch"):
-        try:
-            parts.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    yield Finding("packages", "ok", ", ".join(parts))
-
-
-def _gpus_of_the_driver() -> list[str]:
-    """The GPUs that the machine's driver knows."""
-    if (tool := shutil.which("nvidia-smi")) is None:
-        return []
-    done = subprocess.run(  # noqa: S603  # a fixed command
-        [tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=30, check=False
-    )
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+    found = machine.packages("ray", "fastapi", "pydantic", "torch")
+    yield Finding("packages", "ok", ", ".join(f"{name} {version}" for name, version in found.items()))
 
 
 # --- the cluster -------------------------------------------------------------------------------------------------
 
 
 def _cluster(environment: Mapping[str, str]) -> Iterator[Finding]:
-    gpus = _gpus_of_the_driver()
+    gpus = machine.gpus_of_the_driver()
     given = environment.get("RAY_ADDRESS", "")
     address = given if given not in ("", "auto", "local") else _address_on_this_machine()
     if given == "local" or not address:

@@ -184,7 +184,7 @@ def serve_deployed(serving: Serving, count: int) -> Code:
     from gworker import termination
     from gworker.router import cluster
 
-    app: App = load(serving.target).app
+    app: App = load(serving.target, packed=True).app
     token = serving.token()
     cluster.have_ray()
     termination.obey()

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gworker.cli.benchmark import options as bench_options
 from gworker.cli.exits import Code, command
 
 _EXITS = (
@@ -106,6 +107,55 @@ def call(
     from gworker.cli import invoke
 
     _ended(invoke.call(app, method, context.args, {"as_json": as_json, "stdin": stdin, "deadline_s": deadline_s}))
+
+
+@cli.command(
+    context_settings=_PASS_ON,
+    epilog=_example(
+        "gworker bench app.py::Embedder.embed --text hello",
+        "gworker bench --rate 200 --slo-ms 50 app.py::Embedder.embed --inputs texts.jsonl",
+    ),
+)
+@command
+def bench(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="app.py::Class.method, or APP.Class.method.")],
+    concurrency: bench_options.Concurrency = None,
+    rate: bench_options.Rate = None,
+    arrival: bench_options.Arriving = None,
+    seed: bench_options.Seed = None,
+    max_in_flight: bench_options.MaxInFlight = None,
+    duration_s: bench_options.Duration = None,
+    warmup_s: bench_options.Warmup = None,
+    requests: bench_options.Requests = None,
+    slo_ms: bench_options.Slo = None,
+    inputs: bench_options.Inputs = None,
+    deadline_s: bench_options.Deadline = None,
+    json_file: bench_options.JsonFile = None,
+) -> None:
+    """Measure a method under load: calls per second, latency percentiles, goodput, errors, cold start.
+
+    The method is one of a file, whose app starts and is drained at the end, or one of a deployed app. What follows
+    TARGET are its arguments, as `gworker run` reads them, and these options as well. Ctrl-C shows what was measured so
+    far.
+    """
+    from gworker.cli import bench as _bench
+
+    given = {
+        "concurrency": concurrency,
+        "rate": rate,
+        "arrival": arrival,
+        "seed": seed,
+        "max_in_flight": max_in_flight,
+        "duration_s": duration_s,
+        "warmup_s": warmup_s,
+        "requests": requests,
+        "slo_ms": slo_ms,
+        "inputs": inputs,
+        "deadline_s": deadline_s,
+        "json_file": json_file,
+    }
+    _ended(_bench.bench(target, context.args, given))
 
 
 @cli.command(epilog=_example("gworker serve app.py --reload"))
@@ -222,6 +272,18 @@ def stop(
     from gworker.cli import operate
 
     operate.stop(app, drain=not now)
+
+
+@cli.command(epilog=_example("gworker init my-service"))
+@command
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to; it is made if need be.")] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Replace an app.py that is there.")] = False,
+) -> None:
+    """Write a small app.py to start from: a class with batching and a probe that runs as it stands."""
+    from gworker.cli import init as _init
+
+    _init.init(folder, force=force)
 
 
 @cli.command(epilog=_example("gworker doctor"))

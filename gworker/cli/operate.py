@@ -23,7 +23,7 @@ def deploy(target: str, name: str | None, http: tuple[Serving, int] | None, *, a
     output.reserve_stdout()
     if name is not None and not name.strip():
         raise Failed("--name '' was given: write for example --name inference-server")
-    app = load(target).app
+    app = load(target, packed=True).app
     if not app.classes:
         raise Failed(f"{target}: the app {app.name!r} has no classes: put @app.cls() above one")
     cluster.attach()

@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -22,31 +22,63 @@ if TYPE_CHECKING:
 class Given:
     """What was given on the command line of a target.
 
-    `values` belong to the method, `parameters` to the class. `stdin`: inputs come from there; `as_json`: no colours.
+    `values` belong to the method, `parameters` to the class, `own` to the command. `stdin`: inputs come from standard
+    input.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     parameters: dict[str, Any] = field(default_factory=dict)
+    own: dict[str, Any] = field(default_factory=dict)
     stdin: bool = False
-    as_json: bool = False
-    deadline_s: float | None = None
+
+    @property
+    def as_json(self) -> bool:
+        """Whether results are to be without colours."""
+        return bool(self.own.get("as_json"))
+
+    @property
+    def deadline_s(self) -> float | None:
+        """The limit of a whole call, in seconds."""
+        return self.own.get("deadline_s")
 
 
-# The command's own options, which may also stand behind the target, where no argument of the target has their name.
-_OWN: dict[str, tuple[Any, Any, Any]] = {
-    "--json": (bool, False, typer.Option("--json", help="JSON on one line, also at a terminal.")),
-    "--stdin": (
-        bool,
-        False,
-        typer.Option("--stdin", help="One call for each line of standard input, which is JSON; so does a lone -."),
+@dataclass(frozen=True)
+class Own:
+    """An option of the command itself, which may also stand behind the target, where nothing of it has that name.
+
+    `annotated` is what typer reads: Annotated[type, typer.Option(...)]; not given is None, or False for a flag.
+    `brings_inputs`: the arguments that are required come from where it says.
+    """
+
+    name: str
+    option: str
+    annotated: Any
+    brings_inputs: bool = False
+
+
+# Those of `run` and `call`.
+OF_CALLS = (
+    Own("as_json", "--json", Annotated[bool, typer.Option("--json", help="JSON on one line, also at a terminal.")]),
+    Own(
+        "stdin",
+        "--stdin",
+        Annotated[
+            bool,
+            typer.Option("--stdin", help="One call for each line of standard input, which is JSON; so does a lone -."),
+        ],
+        brings_inputs=True,
     ),
-    "--deadline-s": (
-        float | None,
-        None,
-        typer.Option("--deadline-s", help="Seconds for the whole call, queueing and cold start included.", min=0.001),
+    Own(
+        "deadline_s",
+        "--deadline-s",
+        Annotated[
+            float | None,
+            typer.Option(
+                "--deadline-s", help="Seconds for the whole call, queueing and cold start included.", min=0.001
+            ),
+        ],
     ),
-}
-_OWN_NAMES = {"--json": "as_json", "--stdin": "stdin", "--deadline-s": "deadline_s"}
+)
 
 
 def parse(
@@ -57,28 +89,31 @@ def parse(
     about: str,
     method: MethodSpec,
     before: Mapping[str, Any],
+    own: Sequence[Own] = OF_CALLS,
 ) -> Given:
     """Read what stands behind the target. Ends the process with code 2, or with 0 for `--help`, as typer does.
 
-    `before` holds the values of own options that stood before the target.
+    `before` holds the values of own options that stood before the target; what stands behind has precedence.
     """
     taken = {argument.option for argument in arguments}
-    own = {name: entry for name, entry in _OWN.items() if name not in taken}
     caught: dict[str, Any] = {}
-    _command(arguments, own, prog, about, method, caught)(list(rest))
+    _command(arguments, [each for each in own if each.option not in taken], prog, about, method, caught)(list(rest))
     words: list[str] = caught.pop("words") or []
-    from_stdin = bool(before.get("stdin")) or bool(caught.get("stdin")) or words == ["-"]
+    owned = {each.name: before.get(each.name) for each in own}
+    owned |= {
+        name: value for name, value in caught.items() if name in owned and value is not None and value is not False
+    }
+    elsewhere = words == ["-"] or any(each.brings_inputs and owned[each.name] for each in own)
     texts = {argument: caught[f"v{i}"] for i, argument in enumerate(arguments) if caught[f"v{i}"] is not None}
     if words and words != ["-"]:
         texts |= _by_position(arguments, words, texts)
     given = Given(
         values={a.name: _value(a, text) for a, text in texts.items() if a.kind == "argument"},
         parameters={a.name: _value(a, text) for a, text in texts.items() if a.kind == "parameter"},
-        stdin=from_stdin,
-        as_json=bool(before.get("as_json")) or bool(caught.get("as_json")),
-        deadline_s=caught.get("deadline_s") or before.get("deadline_s"),
+        own=owned,
+        stdin=words == ["-"] or bool(owned.get("stdin")),
     )
-    missing = [a for a in arguments if a.required and a not in texts and not (from_stdin and a.kind == "argument")]
+    missing = [a for a in arguments if a.required and a not in texts and not (elsewhere and a.kind == "argument")]
     if missing:
         lines = "\n".join(f"  {a.option} {'' if a.is_flag else a.metavar}".rstrip() for a in missing)
         raise Failed(f"{prog} needs a value for:\n{lines}\n`{prog} --help` explains them")
@@ -111,7 +146,7 @@ def _flag(argument: Argument, word: str) -> bool:
 
 def _command(
     arguments: Sequence[Argument],
-    own: Mapping[str, tuple[Any, Any, Any]],
+    own: Sequence[Own],
     prog: str,
     about: str,
     method: MethodSpec,
@@ -130,8 +165,13 @@ def _command(
             for i, a in enumerate(arguments)
         ),
         *(
-            inspect.Parameter(_OWN_NAMES[name], named, default=default, annotation=Annotated[kind, option])
-            for name, (kind, default, option) in own.items()
+            inspect.Parameter(
+                each.name,
+                named,
+                default=False if get_args(each.annotated)[0] is bool else None,
+                annotation=each.annotated,
+            )
+            for each in own
         ),
     ]
     receive.__signature__ = inspect.Signature(params)  # type: ignore[attr-defined]  # what typer reads

@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -71,10 +72,13 @@ class Loaded:
     folder: Path
 
 
-def load(text: str) -> Loaded:
-    """Import what a target names. Raises Failed, with the user's traceback where their code raised."""
+def load(text: str, *, packed: bool = False) -> Loaded:
+    """Import what a target names. Raises Failed, with the user's traceback where their code raised.
+
+    `packed`: its code is sent to the workers; otherwise they import it from where it is.
+    """
     target = Target.parse(text)
-    module, folder = _import(target)
+    module, folder = _import(target, packed)
     app = _app_of(target, module)
     if not target.cls:
         return Loaded(target, app, None, None, folder)
@@ -85,6 +89,22 @@ def load(text: str) -> Loaded:
             f"{listed(app.classes)}"
         )
     return Loaded(target, app, cls, method_of(cls, target.method), folder)
+
+
+def load_method(text: str) -> tuple[App, Cls, MethodSpec]:
+    """Import the method that a target names. Raises Failed, which lists what there is, where it names none."""
+    loaded = load(text)
+    if loaded.cls is None or loaded.method is None:
+        classes = [loaded.cls] if loaded.cls is not None else loaded.app.classes.values()
+        raise Failed(f"{text} names no method; say which one:\n{choices(loaded.target.source, '::', classes)}")
+    return loaded.app, loaded.cls, loaded.method
+
+
+def choices(source: str, separator: str, classes: Iterable[Cls]) -> str:
+    """The methods of classes, for a message."""
+    return "\n".join(
+        f"  {source}{separator}{cls.name}.{method}" for cls in classes for method in cls.spec.methods.values()
+    )
 
 
 def method_of(cls: Cls, name: str) -> MethodSpec | None:
@@ -115,8 +135,10 @@ def listed(names: Any) -> str:
 # --- modules -----------------------------------------------------------------------------------------------------
 
 
-def _import(target: Target) -> tuple[ModuleType, Path]:
+def _import(target: Target, packed: bool) -> tuple[ModuleType, Path]:
     name, root = _module_name(target)
+    if not packed:
+        _check_found_by_workers(name, root)
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     # As Python has it for a script; and Ray hands the folder of the script on to the workers.
@@ -165,6 +187,17 @@ def _module_name(target: Target) -> tuple[str, Path]:
     if parts[-1] == "__init__":
         parts = parts[:-1]
     return ".".join(parts), folder
+
+
+def _check_found_by_workers(name: str, root: Path) -> None:
+    """Ray has workers look in the current folder first: what has the same name there would run instead."""
+    here, top = Path.cwd(), name.partition(".")[0]
+    for other in (here / f"{top}.py", here / top / "__init__.py"):
+        if root != here and other.is_file():
+            raise Failed(
+                f"{top!r} of {root} and {other.relative_to(here)} of the current folder have one name, and workers "
+                f"would import the latter: go there first (cd {root}), or give one of them another name"
+            )
 
 
 def _check_is(module: ModuleType, name: str, path: Path) -> None:

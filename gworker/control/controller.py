@@ -707,8 +707,9 @@ class Controller:
         stats: WorkerStats | None = await keeper.stats()
         if stats is None:
             return status
+        numbers = {name: batches for name, (batches, _) in stats.batches.items()}
         sizes = {name: inputs / batches for name, (batches, inputs) in stats.batches.items()}
-        return replace(status, inputs=stats.inputs, batch_sizes=sizes)
+        return replace(status, inputs=stats.inputs, batches=numbers, batch_sizes=sizes)
 
 
 def create_controller(boot: ControllerBoot) -> Any:

@@ -25,7 +25,8 @@ class WorkerStatus:
     """One worker, or a place in the pool whose next worker has to wait (state BACKOFF, no pid).
 
     `age_s` counts from its creation; `inflight` are the inputs that routers have in it; `restarts` counts the workers
-    that its place has lost before; `inputs` and `batch_sizes` (the mean of each batched method) are its own counters.
+    that its place has lost before. `inputs`, and by batched method `batches` and `batch_sizes` (their number and mean
+    size), are its own counters.
     """
 
     id: str
@@ -37,6 +38,7 @@ class WorkerStatus:
     inflight: int = 0
     restarts: int = 0
     inputs: int = 0
+    batches: dict[str, int] = field(default_factory=dict)
     batch_sizes: dict[str, float] = field(default_factory=dict)
     probes: tuple[ProbeStatus, ...] = ()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import sys
 import textwrap
@@ -34,6 +35,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", list(sys.argv))
+    importlib.import_module("gworker.app")  # it stays, or its classes would be others in the next test
     before = set(sys.modules)
 
     def make(source: str, name: str = "") -> Path:
@@ -154,3 +156,13 @@ def test_a_file_with_the_name_of_a_module_that_is_there_already_asks_for_another
 
 def test_a_script_that_ends_the_process_is_told_where_to_put_that(write: Callable[..., Path]) -> None:
     assert '__name__ == "__main__"' in message(write("raise SystemExit(4)").name)
+
+
+def test_a_file_whose_name_stands_in_the_current_folder_too_is_refused_where_workers_would_import_the_other(
+    write: Callable[..., Path],
+) -> None:
+    name = f"targets_{next(_numbers)}.py"
+    write("", name)
+    write(ONE_APP, f"below/{name}")
+    assert "workers would import the latter: go there first" in message(f"below/{name}")
+    assert list(load(f"below/{name}", packed=True).app.classes) == ["Embedder"]

@@ -1,0 +1,1 @@
+"""`gworker init`: a starter app, kept as the file it is written as."""
