@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 OURS = "gworker"
+INTRO = """\
+Written by `make bench`; [README.md](README.md) says how to read it, and `results.json` has the value of every round.
+A figure is the median of the rounds, with the lowest and the highest in brackets. Behind a peer's figure stands how
+many times as much gworker's is: the median of the ratios of the rounds. `-` stands for what was not measured."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,10 @@ class Verdict:
 
 @dataclass
 class Report:
-    """One benchmark, as it is written to JSON. `failed` says of contenders why they have no figures, or not all."""
+    """One benchmark, as it is written to JSON.
+
+    `failed` says of contenders why they have no figures, or not all; `ended`, why the benchmark stopped early.
+    """
 
     name: str
     title: str
@@ -92,6 +99,7 @@ class Report:
     failed: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     about_run: dict[str, Any] = field(default_factory=dict)
+    ended: str = ""
 
     @classmethod
     def read(cls, report: Mapping[str, Any]) -> Report:
@@ -181,10 +189,53 @@ def table(report: Report) -> str:
 def section(report: Report) -> str:
     """A report as a section of RESULTS.md."""
     parts = [f"## {report.title}", report.about, table(report)]
-    remarks = [f"{name}: {why}" for name, why in report.failed.items()] + report.notes
-    if remarks:
-        parts.append("\n".join(f"- {remark}" for remark in remarks))
+    remarks = [f"{name} {why}" for name, why in report.failed.items()] + report.notes
+    if report.ended:
+        remarks.append(f"The benchmark {report.ended}.")
+    parts.append("\n".join(f"- {remark}" for remark in [_when(report), *remarks] if remark))
     return "\n\n".join(part for part in parts if part)
+
+
+def results(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """RESULTS.md: what was measured where, then a section for each report as it was read from JSON."""
+    read = [Report.read(report) for report in reports.values() if "rows" in report]
+    lost = [
+        f"- `{name}` {report['ended']}, and has written nothing."
+        for name, report in reports.items()
+        if "rows" not in report
+    ]
+    dated = sorted((report for report in read if report.about_run), key=lambda report: report.about_run["date"])
+    judged = [verdict for report in read for _, verdict in verdicts(report)]
+    parts = ["# Results", INTRO]
+    if dated:
+        where = _where(dated[-1])
+        parts += [where, f"Of {len(judged)} promises, {sum(verdict.met is True for verdict in judged)} were met."]
+        for report in dated:
+            if (elsewhere := _where(report)) != where:
+                report.notes.append(f"Measured elsewhere. {' '.join(elsewhere.splitlines())}")
+        if any(report.about_run["quick"] for report in dated):
+            parts.append("**Some of these figures are of a quick run: few rounds, for a first look.**")
+    parts += ["\n".join(lost), *map(section, read)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _where(report: Report) -> str:
+    machine = report.about_run["machine"]
+    versions = [f"{name} {version}" for name, version in report.about_run["versions"].items() if name != OURS]
+    return (
+        f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['kernel']}.\n"
+        f"Versions: {', '.join(versions)}."
+    )
+
+
+def _when(report: Report) -> str:
+    run = report.about_run
+    if not run:
+        return ""
+    took = f", {run['took_s']:.0f} s" if "took_s" in run else ""
+    kind = "quick, " if run["quick"] else ""
+    rounds = f"{run['rounds']} round{'s' if run['rounds'] > 1 else ''}"
+    return f"{run['date'][:16].replace('T', ' ')} UTC, {kind}{rounds}{took}, gworker {run['versions']['gworker']}."
 
 
 def _has_any(report: Report, contender: str) -> bool:
