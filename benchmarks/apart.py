@@ -60,6 +60,7 @@ def answer(opened: AbstractContextManager[Measure]) -> None:
     with opened as measure:
         replies.write(json.dumps({"values": {}}) + "\n")
         for line in sys.stdin:
+            reply: dict[str, Any]
             try:
                 reply = {"values": dict(measure(json.loads(line)))}
             except Exception as error:
@@ -102,4 +103,5 @@ def _answer(process: subprocess.Popen[bytes], errors: Any, limit_s: float) -> Ma
     reply = json.loads(line)
     if "failed" in reply:
         raise RuntimeError(reply["failed"])
-    return reply["values"]
+    found: Mapping[str, float] = reply["values"]
+    return found

@@ -75,8 +75,9 @@ class Hot:
     def __init__(self, call: Call) -> None:
         self._call = call
         self._done = 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+        self._loop = asyncio.new_event_loop()
+        self._task = self._loop.create_task(self._all())
+        self._thread = threading.Thread(target=self._run)
         self._thread.start()
         time.sleep(1.0)  # until the first calls of all have been sent
 
@@ -90,13 +91,17 @@ class Hot:
         return (done - since[0]) / (at - since[1])
 
     def stop(self) -> None:
-        """Make no more calls, and wait for those in flight."""
-        self._over.set()
+        """Make no more calls, and cancel those in flight."""
+        self._loop.call_soon_threadsafe(self._task.cancel)
         self._thread.join()
 
-    async def _run(self) -> None:
+    def _run(self) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            self._loop.run_until_complete(self._task)
+
+    async def _all(self) -> None:
         async def one() -> None:
-            while not self._over.is_set():
+            while True:
                 await self._call()
                 self._done += 1
 
@@ -123,6 +128,7 @@ def measured(call: Callable[[], object], other: Call, hot_process: Measure, for_
             hot_process("start")
             found = light(call, for_s)
             found["rate"] = hot_process("stop")["rate"]
+            call()  # an actor still has what it was sent to do
         elif case == CLASS:
             hot = Hot(other)
             since = hot.mark()

@@ -62,8 +62,8 @@ class Connection(asyncio.Protocol):
         else:
             self._end(None)
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self._end(error or ConnectionError("the server has closed the connection"))
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(exc or ConnectionError("the server has closed the connection"))
 
     def _send(self) -> None:
         assert self._transport is not None
@@ -90,6 +90,7 @@ def complete(data: bytes) -> bool:
 async def load(url: str, connections: int, seconds: float, bodies: list[bytes]) -> dict[str, float]:
     """Load a server for so long."""
     where = urlsplit(url)
+    host, port = str(where.hostname), where.port or 80
     head = f"POST {where.path} HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Type: application/json\r\nContent-Length: "
     requests = itertools.cycle([f"{head}{len(body)}\r\n\r\n".encode() + body for body in bodies])
     start, start_cpu = time.perf_counter(), time.process_time()
@@ -100,7 +101,7 @@ async def load(url: str, connections: int, seconds: float, bodies: list[bytes]) 
         return opened[-1]
 
     loop = asyncio.get_running_loop()
-    await asyncio.gather(*[loop.create_connection(connection, where.hostname, where.port) for _ in range(connections)])
+    await asyncio.gather(*[loop.create_connection(connection, host, port) for _ in range(connections)])
     await asyncio.gather(*[each.over for each in opened])
     taken_s = time.perf_counter() - start
     times = sorted(t for each in opened for t in each.times)

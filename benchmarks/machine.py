@@ -40,7 +40,7 @@ def versions() -> dict[str, str]:
 
 def busy() -> float:
     """The share of all cores that is in use while this process does nothing for a second."""
-    return psutil.cpu_percent(interval=1.0) / 100
+    return float(psutil.cpu_percent(interval=1.0)) / 100
 
 
 def _cpu() -> str:
