@@ -3,7 +3,8 @@
 Three cases: the light caller alone; beside a hot caller in another process, both calling the same worker, which takes 8
 calls of 5 ms at a time; and beside a hot caller in the same process that calls another class. Peers are an
 asynchronous Ray actor with `max_concurrency=8` and Ray Serve with `max_ongoing_requests=8`. The rate of the hot caller
-shows what fairness costs.
+shows what fairness costs. (Ray Serve's router finds out that a full replica has room again by trying anew, after up to
+half a second: that is why its hot caller is so slow.)
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def rows(connections: int) -> list[Row]:
 def main() -> None:
     """Run the benchmark."""
     bench = Benchmark(__doc__, [row for n in CONNECTIONS for row in rows(n)], rounds=4)
-    bench.run(contenders("echo", [b'{"x": 5}'], 1.0 if bench.quick else 3.0), CONNECTIONS)
+    bench.run(contenders("echo", [b'{"x": 5}'], 1.0 if bench.quick else 2.0), CONNECTIONS)
     bench.finish()
 
 
