@@ -79,15 +79,8 @@ types: $(STAMP)      ## mypy strict and pyright
 imports: $(STAMP)    ## the floors of the architecture
 	$(BIN)/lint-imports --no-cache
 
-bench: $(STAMP)      ## calls, streams, batches and recovery beside their peers, and the policies of a pool
-	$(BIN)/python benchmarks/calls.py
-	$(BIN)/python benchmarks/streaming.py
-	$(BIN)/python benchmarks/batching.py
-	$(BIN)/python benchmarks/recovery.py
-	$(BIN)/python benchmarks/updates.py
-	$(BIN)/python benchmarks/weights.py
-	$(BIN)/python benchmarks/control.py
-	$(BIN)/python benchmarks/http_echo.py
+bench: $(STAMP)      ## every benchmark, beside its peers, into benchmarks/RESULTS.md; QUICK=1, ONLY=calls,control
+	$(BIN)/python benchmarks $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 docs: $(STAMP)       ## the documentation, in docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

@@ -1,24 +1,23 @@
-"""The policies of one pool: CPU time of what a controller does a few times a second, without Ray and without a cluster.
+"""The policies of one pool: CPU time of what a controller does, without Ray and without a cluster.
 
-    python benchmarks/control.py [--ticks 200] [--json FILE]
-
-Reports medians for 10, 100 and 1,000 workers: of a tick (`Pool.plan` and `Pool.refresh`) of a pool that serves, of one
-whose workers wait for room, and of one in trouble (each tick two workers in a thousand crash, and a third of them are
-not ready); of telling routers after one event (`Pool.refresh`), and of writing the state down (`Pool.record`).
+Medians for 10, 100 and 1,000 workers: of a tick (`Pool.plan` and `Pool.refresh`, a few times a second) of a pool that
+serves, of one whose workers wait for room, and of one in trouble (each tick two workers in a thousand crash, and a
+third of them are not ready); of telling routers after one event (`Pool.refresh`), and of writing the state down
+(`Pool.record`).
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import itertools
-import json
-import os
-import platform
 import random
 import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+
+from apart import Measure
+from figures import Row, times, value
+from harness import Benchmark, Contender
 
 import gworker as gw
 from gworker.control.pool import Pool, Start, Stop
@@ -151,25 +150,31 @@ MEASURED: dict[str, Callable[[int, int], float]] = {
 }
 
 
-def main() -> None:
-    """Run the benchmark and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ticks", type=int, default=200)
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+def rows() -> Iterator[Row]:
+    """Every work at every size; a tick has a bound at 1,000 workers, and grows no faster than their number."""
+    for name in MEASURED:
+        for size in SIZES:
+            promised = (value(10), times(100, "gworker", row=f"{name} 10")) if size == 1000 and "tick" in name else ()
+            yield Row(f"{name} {size}", f"{name}, {size:,} workers", "ms", promised)
 
-    medians = {name: {n: measure(n, given.ticks) for n in SIZES} for name, measure in MEASURED.items()}
-    print(f"{'CPU time, ms':28}" + "".join(f"{n:>10} workers" for n in SIZES))
-    for name, by_size in medians.items():
-        print(f"{name:28}" + "".join(f"{by_size[n]:18.3f}" for n in SIZES))
-    if given.json:
-        machine = {
-            "cores": os.cpu_count(),
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-            "gworker": gw.__version__,
-        }
-        given.json.write_text(json.dumps({"machine": machine, "medians_ms": medians}, indent=2) + "\n")
+
+@contextlib.contextmanager
+def policies(ticks: int) -> Iterator[Measure]:
+    """There is nothing to open."""
+
+    def measure(case: tuple[str, int]) -> Mapping[str, float]:
+        name, size = case
+        return {f"{name} {size}": MEASURED[name](size, ticks)}
+
+    yield measure
+
+
+def main() -> None:
+    """Run the benchmark."""
+    bench = Benchmark(__doc__, list(rows()), rounds=3)
+    contender = Contender("gworker", lambda: policies(30 if bench.quick else 100))
+    bench.run([contender], [(name, size) for name in MEASURED for size in SIZES])
+    bench.finish()
 
 
 if __name__ == "__main__":

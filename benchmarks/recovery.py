@@ -1,36 +1,33 @@
-"""How soon a pool serves: from nothing, after a crash, and after a worker that hangs; and what supervision costs.
+"""Cold start and recovery: how soon a pool serves, and what supervision costs.
 
-    python benchmarks/recovery.py [--rounds 5] [--json FILE]
-
-1. From zero workers to the first result, beside the peer: create a bare Ray actor, run the same `on_enter`, one call.
-2. From `kill -9` of the only worker to the next result, beside that cold start.
-3. How long a probe that hangs goes unnoticed, beside the worst case that `describe()` prints.
-4. The share of a core that the controller takes with 20 workers, each probed every second.
-
-Medians over the rounds; the two sides of a row are measured in turns.
+From zero workers to the first result, beside the peer: create a bare Ray actor, run the same `on_enter` (0.2 s), one
+call. From `kill -9` of the only worker to the next result, beside that cold start. How long a probe that hangs goes
+unnoticed, beside the worst case that `describe()` prints. And the share of a core that the controller takes with 20
+workers, each probed every second.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
+import contextlib
+import itertools
 import os
-import platform
 import signal
-import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import psutil
 import ray
+from apart import Measure
+from figures import Row, more, value
+from harness import Benchmark, Contender, start_ray
 
 import gworker as gw
 from gworker.probe import worst_case_detection_s
 
 ENTER_S = 0.2
+# Ray prestarts processes in place of those that it has given away: neither side shall find more of them than the other.
+SETTLE_S = 1.0
 app = gw.App("bench-recovery")
 HUNG = gw.Probe.on("health", period_s=0.5, timeout_s=0.5, failures=3)
 
@@ -147,52 +144,55 @@ def controller_share(for_s: float) -> float:
     return (cpu_s() - before) / for_s
 
 
-def main() -> None:
-    """Run the benchmark and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    ray.init(num_cpus=8, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
-    results: dict[str, list[float]] = {"bare_cold_s": [], "cold_s": [], "recovery_s": [], "detection_s": []}
+@contextlib.contextmanager
+def bare() -> Iterator[Measure]:
+    """The peer."""
+
+    def measure(case: str) -> Mapping[str, float]:
+        if case == "recovery":
+            return {}
+        time.sleep(SETTLE_S)
+        return {"cold_s": bare_cold_start()}
+
+    yield measure
+
+
+@contextlib.contextmanager
+def ours() -> Iterator[Measure]:
+    """A variant for each cold start: it has a pool of its own, without workers and without a record."""
     Model().pid.remote()
-    for round_number in range(given.rounds):
-        results["bare_cold_s"].append(bare_cold_start())
-        # A variant has a pool of its own, without workers and without a record.
-        handle = Model.with_options(max_pending=9_000 + round_number)()
-        results["cold_s"].append(cold_start(handle))
-        time.sleep(1.0)  # let Ray prestart the processes that replace those it gave away
-        results["recovery_s"].append(recovery(handle))
-        time.sleep(1.0)
-    for _ in range(min(3, given.rounds)):
-        results["detection_s"].append(detection())
-    app.stop(drain=False)
-    with app.run():
-        share = controller_share(10.0)
-    app.stop(drain=False)
-    medians = {name: statistics.median(values) for name, values in results.items()}
+    rounds = itertools.count()
+    latest: list[Any] = []
+
+    def measure(case: str) -> Mapping[str, float]:
+        time.sleep(SETTLE_S)
+        if case == "recovery":
+            return {"recovery_s": recovery(latest[-1])}
+        latest.append(Model.with_options(max_pending=9_000 + next(rounds))())
+        return {"cold_s": cold_start(latest[-1])}
+
+    yield measure
+
+
+def main() -> None:
+    """Run the benchmark."""
     worst_s = worst_case_detection_s(HUNG)
     rows = [
-        ("cold start, bare Ray actor (s)", medians["bare_cold_s"], None),
-        ("cold start, gworker (s)", medians["cold_s"], medians["cold_s"] - medians["bare_cold_s"]),
-        ("kill -9 to the next result (s)", medians["recovery_s"], medians["recovery_s"] - medians["cold_s"]),
-        (f"hanging probe noticed (s; worst case {worst_s:g})", medians["detection_s"], None),
-        ("controller, 20 workers probed every s (cores)", share, None),
+        Row("cold_s", "from zero workers to the first result", "s", (more(0.15, "Ray actor"),)),
+        Row("recovery_s", "kill -9 of the only worker to the next result", "s", (more(0.15, "gworker", row="cold_s"),)),
+        Row("detection_s", "a hanging probe is noticed", "s", (value(worst_s),)),
+        Row("controller", "controller with 20 workers probed every second", "cores"),
     ]
-    print(f"{'':48}{'median':>10}{'more by':>10}")
-    for name, value, more in rows:
-        print(f"{name:48}{value:10.3f}{'' if more is None else f'{more:+10.3f}'}")
-    print(f"recovery over cold start: {medians['recovery_s'] / medians['cold_s']:.2f} x")
-    if given.json:
-        machine = {
-            "cores": os.cpu_count(),
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-            "ray": ray.__version__,
-            "gworker": gw.__version__,
-        }
-        report = {"machine": machine, "rounds": results, "medians": medians, "controller_cores": share}
-        given.json.write_text(json.dumps(report, indent=2) + "\n")
+    bench = Benchmark(__doc__, rows, rounds=7, quick_rounds=3)
+    start_ray(8)
+    bench.run([Contender("gworker", ours), Contender("Ray actor", bare)], ["cold", "recovery"])
+    for _ in range(1 if bench.quick else 3):
+        bench.record("detection_s", detection())
+    app.stop(drain=False)
+    with app.run():
+        bench.record("controller", controller_share(5.0 if bench.quick else 10.0))
+    app.stop(drain=False)
+    bench.finish()
 
 
 if __name__ == "__main__":
