@@ -60,6 +60,7 @@ class RoutedCall:
     __slots__ = (
         "arguments",
         "attempt",
+        "avoid",
         "batch_cap",
         "credit",
         "deadline",
@@ -83,6 +84,7 @@ class RoutedCall:
         "submitted_at",
         "timeout_s",
         "timer",
+        "tries",
         "waiting",
     )
 
@@ -123,6 +125,9 @@ class RoutedCall:
         self.sent_at = 0.0
         self.timer: Any = None
         self.link: Link | None = None
+        # Another attempt goes to another worker, where there is one; `tries` counts how often this one was refused.
+        self.avoid: Link | None = None
+        self.tries = 0
         self.queued = False
         self.started = False
         self.reached_worker = False

@@ -6,6 +6,8 @@ one full batch. The window starts at the first waiting input and never moves.
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_left, insort
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -20,26 +22,35 @@ class _Entry(Generic[T]):
     arrived: float
     weight: float
     cap: int
+    place: tuple[int, int]
 
 
 class BatchQueue(Generic[T]):
-    """Inputs of one method and one set of parameter values that wait to be run together, first come first served."""
+    """Inputs of one method and one set of parameter values that wait to be run together, each caller's as they came."""
 
     def __init__(self, spec: BatchSpec) -> None:
         self._max_size = spec.max_batch_size
         self._max_weight = spec.max_weight
         self._wait_s = spec.wait_s
         self._entries: dict[int, _Entry[T]] = {}
+        self._arrivals = itertools.count()
+        # In the order in which they leave. Places differ, so that entries themselves are never compared.
+        self._line: list[tuple[tuple[int, int], _Entry[T]]] = []
         self._weight = 0.0
         self._capped = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, item: T, now: float, *, weight: float = 1.0, cap: int = 0) -> None:
-        """Queue `item`. `weight` counts against `max_weight`; `cap` > 0 bounds the size of any batch it is part of."""
-        entry = _Entry(item, now, weight, min(cap, self._max_size) if cap > 0 else self._max_size)
+    def add(self, item: T, now: float, *, weight: float = 1.0, cap: int = 0, turn: int = 0) -> None:
+        """Queue `item`. `weight` counts against `max_weight`; `cap` > 0 bounds the size of any batch it is part of.
+
+        The lower `turn` goes first; equal ones go as they came.
+        """
+        place = (turn, next(self._arrivals))
+        entry = _Entry(item, now, weight, min(cap, self._max_size) if cap > 0 else self._max_size, place)
         self._entries[id(item)] = entry
+        insort(self._line, (place, entry))
         self._weight += weight
         self._capped += entry.cap < self._max_size
 
@@ -58,6 +69,11 @@ class BatchQueue(Generic[T]):
             return entry.arrived
         return float("inf")
 
+    @property
+    def turn(self) -> float:
+        """The turn of the input that is the first to leave; infinity when none waits."""
+        return self._line[0][0][0] if self._line else float("inf")
+
     def ready_at(self) -> float:
         """The moment from which a batch may be closed: minus infinity for a full one, infinity for none."""
         if not self._entries:
@@ -67,7 +83,7 @@ class BatchQueue(Generic[T]):
         return self.oldest + self._wait_s
 
     def close(self) -> list[T]:
-        """Take the next batch: in order of arrival, as many as fit in size and weight, at least one."""
+        """Take the next batch: by turns, as many as fit in size and weight, at least one."""
         batch = self._head()
         for entry in batch:
             del self._entries[id(entry.item)]
@@ -88,7 +104,7 @@ class BatchQueue(Generic[T]):
         head: list[_Entry[T]] = []
         weight = 0.0
         cap = self._max_size
-        for entry in self._entries.values():
+        for _, entry in self._line:
             cap = min(cap, entry.cap)
             if len(head) >= cap:
                 break
@@ -99,6 +115,7 @@ class BatchQueue(Generic[T]):
         return head
 
     def _account_for_leaving(self, entry: _Entry[T]) -> None:
+        del self._line[bisect_left(self._line, (entry.place,))]
         self._capped -= entry.cap < self._max_size
         # An exact zero when empty: sums of floats drift.
         self._weight = self._weight - entry.weight if self._entries else 0.0

@@ -58,6 +58,7 @@ class Input:
         "session",
         "started",
         "timer",
+        "turn",
         "weight",
     )
 
@@ -70,6 +71,7 @@ class Input:
         self.deadline = None if call.deadline_left_s is None else now + call.deadline_left_s
         self.timer: asyncio.TimerHandle | None = None
         self.weight = 1.0
+        self.turn = 0
         self.answered = False
         self.held = False
         self.run: Run | None = None
@@ -154,6 +156,7 @@ class Engine:
             session.inputs[call.call_id] = given
             self._staged.append(given)
         else:
+            self._admission.refuse(session.name)
             session.send(Busy(call.call_id))
             session.nudge()
 
@@ -431,13 +434,13 @@ class Engine:
     def _leave(self, given: Input) -> None:
         """Give the input's place back; a staged input moves up into it."""
         given.held = False
-        self._admission.release()
+        self._admission.release(given.session.name)
         self._move_up(clock.now())
         if self._admission.held == 0:
             self._idle.set()
 
     def _move_up(self, now: float) -> None:
-        while self._staged and self._admission.take_unpromised(now):
+        while self._staged and self._admission.take_unpromised(self._staged[0].session.name, now):
             self._hold(self._staged.popleft())
 
     def _offer_room(self) -> None:
