@@ -2,8 +2,8 @@
 
 The least loaded worker that has room for us; of several that are equal the one that was used longest ago. Which one is
 the first is left to chance, so that the calls of many routers spread. A choice among n workers costs O(log n): one that
-was found full is looked at again when it has said something (`heard`). While calls wait, some of the full ones are asked
-to say when they have room (`ask`), and more and more of them.
+was found full is looked at again when it has said something (`heard`). While calls wait, some of the full are asked to
+say when they have room (`ask`), and more and more of them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Who may hand an input to this worker now: strict capacity, shared fairly between callers. No clock, no loop.
 
 A worker holds at most `capacity` inputs. A caller with more to send says how many; one that is refused waits for a
-place, too. A place that becomes free is offered to the waiting caller that has the fewest, and of equals to the one that
+place, too. A place that becomes free is offered to the waiting caller that has the fewest, and of equals to that which
 has waited longest since it last had one. It is kept for that one for a moment. So a caller gets its share of the places
 whatever the others send and however fast they answer, and all of them where it is alone.
 """
