@@ -94,6 +94,9 @@ class RoutedCall:
     sent_at = 0.0
     timer: Any = None
     link: Link | None = None
+    # Another attempt goes to another worker, where there is one; `tries` counts how often this one was refused.
+    avoid: Link | None = None
+    tries = 0
     queued = False
     started = False
     reached_worker = False

@@ -213,7 +213,7 @@ class DirectLane:
             session=self._session,
             sequence=self._sequence,
             acknowledged=self._received,
-            waiting=self._wanted,
+            waiting=self._wanted or int(self._room.in_line),
             stages=self.vouches_for_starts,
             messages=messages,
         )
@@ -235,6 +235,7 @@ class DirectLane:
         if self._closed or bundle.sequence <= self._received:
             return
         self._received = bundle.sequence
+        offered = bundle.room > 0 and (self._told_wanted > 0 or self._room.in_line)
         self._room.heard(bundle)
         while self._unacknowledged and self._unacknowledged[0].sequence <= bundle.acknowledged:
             self._unacknowledged.popleft()
@@ -252,6 +253,8 @@ class DirectLane:
             return
         if bundle.draining and self._wire is not None:
             self._send_bundle(self._wire)  # a worker that drains waits to hear that its last words have arrived
+        elif offered and not self._wanted and not self._outgoing and self._wire is not None:
+            self._send_bundle(self._wire)  # a place is kept for us that we do not need: it is for others
         elif self._acknowledging is None:
             self._acknowledging = self._loop.call_later(ACKNOWLEDGE_S, self._acknowledge)
         if self._wanted and not self._told_wanted:

@@ -102,6 +102,11 @@ class Room:
         """The worker was full: from now on we wait in line, rather than try our luck."""
         self._refused = self._said <= 0
 
+    @property
+    def in_line(self) -> bool:
+        """Whether the worker has refused us and will say when it has room; until then there is no use in trying."""
+        return self._refused
+
     def begin_anew(self) -> None:
         """The numbers of bundles begin anew, and nothing is on its way."""
         self._unconfirmed.clear()
@@ -176,7 +181,7 @@ class RayLane:
             self._send_bundle()
         if self._closed:
             return
-        nothing_open = self._open == 0 and (self._inputs or self._wanted)
+        nothing_open = self._open == 0 and (self._inputs or self._wanted or self._room.in_line)
         untold = self._wanted and not self._told_wanted and self._open < MAX_OPEN_EXCHANGES
         if nothing_open or untold:
             self._send_bundle()
@@ -198,7 +203,7 @@ class RayLane:
             session=self._session,
             sequence=self._sequence,
             acknowledged=self._arrivals.last,
-            waiting=self._wanted,
+            waiting=self._wanted or int(self._room.in_line),
             stages=self.vouches_for_starts,
             messages=messages,
         )
@@ -229,6 +234,7 @@ class RayLane:
         self._last_heard = clock.now()
         down = answer
         reply_wanted = False
+        in_line = self._told_wanted > 0 or self._room.in_line
         for bundle in self._arrivals.feed(down.sequence, down):
             self._room.heard(bundle)
             for message in bundle.messages:
@@ -241,8 +247,9 @@ class RayLane:
         if down.room > 0:
             self._told_wanted = 0
         self._listener.on_progress()
-        if reply_wanted and self._open == 0 and not self._closed:
-            self._send_bundle()
+        declines = in_line and down.room > 0 and not self._wanted and not self._outgoing
+        if (declines or (reply_wanted and self._open == 0)) and not self._closed:
+            self._send_bundle()  # a place that is kept for us, and that we do not need, is for others
         self._schedule()
 
     def _break(self, error: BaseException) -> None:

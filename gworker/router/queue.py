@@ -93,11 +93,11 @@ class CallQueue:
             head.append(call)
         self._line.extendleft(reversed(head))
 
-    def has_next(self) -> bool:
-        """Whether a call stands at the head; those that have ended are dropped."""
+    def next(self) -> RoutedCall | None:
+        """The call at the head, which stays there; those that have ended are dropped."""
         while self._line and self._line[0].done:
             self._line.popleft()
-        return bool(self._line)
+        return self._line[0] if self._line else None
 
     def take(self) -> RoutedCall:
         """The call at the head, which is no longer in the queue."""

@@ -12,6 +12,7 @@ import concurrent.futures
 import itertools
 import logging
 import os
+import random
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from gworker.errors import (
 from gworker.mailbox import Mailbox, turn_of
 from gworker.options import Options
 from gworker.router.calls import Problem, RoutedCall
+from gworker.router.choice import ASK_MORE_S, Choice
 from gworker.router.lanes import Lane
 from gworker.router.membership import Demand, PoolKey, PoolView, WorkerView
 from gworker.router.queue import CallQueue, promise
@@ -78,13 +80,17 @@ class Link:
         """How full this router has made the worker: 0.0 for idle."""
         return len(self.calls) / self.worker.capacity
 
+    def has_room(self) -> bool:
+        """Whether the worker would take a call of ours now, as far as is known."""
+        return self.lane.available() > 0
+
     def on_message(self, message: Any) -> None:
         """See LaneListener."""
         self._router.on_message(self, message)
 
     def on_progress(self) -> None:
         """See LaneListener."""
-        self._router.pump_soon()
+        self._router.on_progress(self)
 
     def on_broken(self, error: BaseException) -> None:
         """See LaneListener."""
@@ -92,10 +98,16 @@ class Link:
 
 
 class Router:
-    """Calls of this process to one pool."""
+    """Calls of this process to one pool. `chance` decides between workers that are equal."""
 
     def __init__(
-        self, key: PoolKey, label: str, options: Options, source: PoolSource, loop: asyncio.AbstractEventLoop
+        self,
+        key: PoolKey,
+        label: str,
+        options: Options,
+        source: PoolSource,
+        loop: asyncio.AbstractEventLoop,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         self.key = key
         self.name = f"{os.getpid()}-{os.urandom(4).hex()}"
@@ -108,6 +120,8 @@ class Router:
         self._pumping = False
         self._live: dict[int, RoutedCall] = {}
         self._links: dict[str, Link] = {}
+        self._choice: Choice[Link] = Choice(chance)  # the links that are ready
+        self._asking: asyncio.TimerHandle | None = None
         self._lost_at: dict[str, float] = {}
         self._sessions = itertools.count(1)
         self._view: PoolView | None = None
@@ -142,7 +156,7 @@ class Router:
 
     def waiting_for(self) -> str:
         """What queued calls wait for, in words; empty when workers serve."""
-        return "" if any(link.ready for link in self._links.values()) else self.missing()
+        return "" if self._has_ready_links() else self.missing()
 
     def missing(self) -> str:
         """What the pool lacks, in words, whether or not some workers serve."""
@@ -162,7 +176,7 @@ class Router:
     def _tell_ready_waiters(self) -> None:
         view = self._view
         failure = self._closed or (view.failure if view is not None else None)
-        ready = sum(link.ready and not link.broken for link in self._links.values())
+        ready = len(self._choice)
         waiters, self._ready_waiters = self._ready_waiters, []
         for waiter, count in waiters:
             if ready >= count or (ready and view is not None and view.start_error is not None):
@@ -237,23 +251,46 @@ class Router:
         self._pumping = False
         if self._closed is not None:
             return
-        while self._queue.has_next() and (link := self._choose()) is not None:
-            self._send(link, self._queue.take())
-        waiting = self._queue.waiting
-        for link in self._links.values():
-            # Of one that is not ready nothing is wanted: it would go on offering its room, and be asked again.
-            link.lane.want(waiting if link.ready else 0)
+        while True:
+            while (call := self._queue.next()) is not None:
+                link = self._choice.pick(avoid=call.avoid, tries=call.tries)
+                if link is None:
+                    break
+                self._send(link, self._queue.take())
+            waiting = self._queue.waiting
+            if not waiting or not self._ask(waiting):
+                break
+        if not waiting:
+            self._ask_no_more()
         self._report()
         if waiting and self._explain_timer is None:
             self._explain_timer = self._loop.call_later(EXPLAIN_AFTER_S, self._explain)
 
-    def _choose(self) -> Link | None:
-        """The least loaded worker that has room for us."""
-        best: Link | None = None
-        for link in self._links.values():
-            if link.ready and not link.broken and link.lane.available() > 0 and (best is None or link.load < best.load):
-                best = link
-        return best
+    def on_progress(self, link: Link) -> None:
+        """A worker may have room."""
+        self._choice.heard(link)
+        self.pump_soon()
+
+    def _ask(self, waiting: int) -> bool:
+        """Have workers say when they have room; False where no more of them are asked for now."""
+        asked = self._choice.ask(waiting)
+        for link in asked:
+            link.lane.want(waiting)
+        if self._asking is None and not self._choice.all_asked:
+            self._asking = self._loop.call_later(ASK_MORE_S, self._ask_more)
+        return bool(asked)
+
+    def _ask_more(self) -> None:
+        self._asking = None
+        self._choice.ask_more()
+        self.pump()
+
+    def _ask_no_more(self) -> None:
+        for link in self._choice.ask_no_more():
+            link.lane.want(0)
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
 
     def new_session(self) -> str:
         """What a worker knows a new link as. It may have known this router before, and have counted its bundles."""
@@ -264,7 +301,7 @@ class Router:
         return clock.now() - self._lost_at.get(worker.id, float("-inf")) > RELINK_AFTER_S
 
     def _has_ready_links(self) -> bool:
-        return any(link.ready and not link.broken for link in self._links.values())
+        return len(self._choice) > 0
 
     def _send(self, link: Link, call: RoutedCall) -> None:
         call.link = link
@@ -299,6 +336,7 @@ class Router:
             call.started = True
         elif isinstance(message, Busy):
             del link.calls[call.number]
+            call.tries += 1
             self._requeue([call])
 
     def _judge(self, link: Link, message: Any) -> None:
@@ -318,6 +356,7 @@ class Router:
         delay_s = call.retries.delay_s(call.attempt)
         call.last_failure = failure
         self._next_attempt(call)
+        call.avoid = link
         if message.batch_size > 1:
             # In halves, so that the one input that spoils its batch ends up alone.
             half = (message.batch_size + 1) // 2
@@ -330,6 +369,7 @@ class Router:
         log.info("%s: attempt %d failed, another follows (call %s)", call.label, call.attempt, call.id)
         call.attempt += 1
         call.link = None
+        call.tries = 0
 
     def _retry(self, call: RoutedCall) -> None:
         if not call.done:
@@ -340,6 +380,7 @@ class Router:
         """A worker is gone: settle each call that was there."""
         link.broken = True
         self._links.pop(link.worker.id, None)
+        self._choice.remove(link)
         self._lost_at[link.worker.id] = clock.now()
         self._errors[link.worker.id] = self._errors.get(link.worker.id, 0) + 1
         calls, link.calls = list(link.calls.values()), {}
@@ -383,6 +424,8 @@ class Router:
         link = call.link
         if tell and link is not None and not link.broken:
             link.lane.send(Cancel(call.number))
+            # Once the lane has sent that: it may be idle then, and says nothing of it.
+            self._loop.call_soon(self.on_progress, link)
         self._finish(call)
         self._hand_over(call, call.sink.raised, Problem(error, cause))
 
@@ -409,11 +452,12 @@ class Router:
         for call in list(self._live.values()):
             self._end(call, self._closed, tell=True)
         for link in self._links.values():
+            self._choice.remove(link)
             link.lane.close()
         self._links.clear()
         self._queue.clear()
         self._tell_ready_waiters()
-        for timer in (self._report_timer, self._explain_timer):
+        for timer in (self._report_timer, self._explain_timer, self._asking):
             if timer is not None:
                 timer.cancel()
 
@@ -453,17 +497,25 @@ class Router:
         self._errors = {w: count for w, count in self._errors.items() if w in seen and seen[w].ready}
         for link in list(self._links.values()):
             now_seen = seen.get(link.worker.id)
-            link.ready = now_seen is not None and now_seen.ready
+            self._set_ready(link, now_seen is not None and now_seen.ready)
             if now_seen is None and not link.calls:
                 link.lane.close()
                 del self._links[link.worker.id]
         for worker in view.workers:
             if worker.ready and worker.id not in self._links and self._may_link(worker):
-                self._links[worker.id] = Link(self, worker)
+                link = self._links[worker.id] = Link(self, worker)
+                self._choice.add(link)
         if view.failure is not None and not self._has_ready_links():
             self._fail_all(view.failure)
         self._tell_ready_waiters()
         self.pump()
+
+    def _set_ready(self, link: Link, ready: bool) -> None:
+        link.ready = ready
+        if ready:
+            self._choice.add(link)
+        elif self._choice.remove(link):
+            link.lane.want(0)  # or it would go on offering its room, and be asked again
 
     def _demand(self) -> Demand:
         inflight = tuple((link.worker.id, len(link.calls)) for link in self._links.values() if link.calls)

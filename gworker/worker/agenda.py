@@ -2,17 +2,19 @@
 
 Without `@gw.concurrent` something may start when nothing runs. With it, plain inputs start as they come, and a batched
 method needs one of its permits; two that share the main thread need that, too. Of what may start, that goes first whose
-first input has waited longest.
+first input has the lowest turn, and of equals the one that has waited longest: the callers' inputs start in turn.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from gworker.functions import MethodSpec
 from gworker.spec import ClassSpec
 from gworker.worker.batcher import BatchQueue
+from gworker.worker.turns import Turns
 
 if TYPE_CHECKING:
     from gworker.worker.engine import Input
@@ -23,7 +25,9 @@ class Agenda:
 
     def __init__(self, spec: ClassSpec) -> None:
         self._spec = spec
-        self._plain: deque[Input] = deque()
+        self._turns = Turns()
+        self._numbers = itertools.count()
+        self._plain: list[tuple[int, int, Input]] = []  # a heap
         self._queues: dict[tuple[str, Any], BatchQueue[Input]] = {}
         self._running = 0
         self._running_batches: dict[str, int] = {}
@@ -31,17 +35,19 @@ class Agenda:
 
     def add(self, given: Input, now: float) -> None:
         """An input waits from now on. Its weight is known."""
+        given.turn = self._turns.next(given.session.name)
         if given.method.batch is None:
-            self._plain.append(given)
+            heapq.heappush(self._plain, (given.turn, next(self._numbers), given))
             return
         key = _key(given)
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = BatchQueue(given.method.batch)
-        queue.add(given, now, weight=given.weight, cap=given.call.batch_cap, deadline=given.deadline)
+        queue.add(given, now, weight=given.weight, cap=given.call.batch_cap, turn=given.turn, deadline=given.deadline)
 
     def remove(self, given: Input) -> None:
         """An input that has been answered waits no more."""
+        self._turns.give_back(given.session.name, given.turn)
         queue = self._queues.get(_key(given))
         if queue is not None:
             queue.remove(given)
@@ -50,20 +56,29 @@ class Agenda:
 
     def take(self, now: float) -> list[Input]:
         """The inputs of the invocation that starts next, taken out; none where nothing may start now."""
-        while self._plain and self._plain[0].answered:
-            self._plain.popleft()
+        while self._plain and self._plain[0][2].answered:
+            heapq.heappop(self._plain)
         best: tuple[str, Any] | None = None
-        best_arrival = float("inf")
-        if self._plain and self._may_start(self._plain[0].method):
-            best_arrival = self._plain[0].arrived
+        first: tuple[float, float] | None = None
+        if self._plain and self._may_start(self._plain[0][2].method):
+            first = self._plain[0][0], self._plain[0][2].arrived
         for key, queue in self._queues.items():
-            if queue.oldest < best_arrival and queue.ready_at() <= now and self._may_start(self._spec.methods[key[0]]):
-                best, best_arrival = key, queue.oldest
-        if best is not None:
-            batch = self._queues[best].close(now)
+            place = queue.turn, queue.oldest
+            if (
+                (first is None or place < first)
+                and queue.ready_at() <= now
+                and self._may_start(self._spec.methods[key[0]])
+            ):
+                best, first = key, place
+        if first is None:
+            return []
+        if best is None:
+            chosen = [heapq.heappop(self._plain)[2]]
+        else:
+            chosen = self._queues[best].close(now)
             self._tidy(best)
-            return batch
-        return [self._plain.popleft()] if best_arrival < float("inf") else []
+        self._turns.begin(max(given.turn for given in chosen))
+        return chosen
 
     def next_start(self) -> float | None:
         """When the first window that is open, and whose batch could run, closes."""

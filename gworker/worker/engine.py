@@ -48,6 +48,7 @@ class Input:
     deadline: float | None = None
     timer: asyncio.TimerHandle | None = None
     weight = 1.0
+    turn = 0
     answered = False
     held = False
     run: Run | None = None
@@ -148,6 +149,7 @@ class Engine:
             session.inputs[call.call_id] = given
             self._staged.append(given)
         else:
+            self._admission.refuse(session.name)
             session.send(Busy(call.call_id))
             session.nudge()
 
@@ -416,13 +418,13 @@ class Engine:
     def _leave(self, given: Input) -> None:
         """Give the input's place back; a staged input moves up into it."""
         given.held = False
-        self._admission.release()
+        self._admission.release(given.session.name)
         self._move_up(clock.now())
         if self._admission.held == 0:
             self._idle.set()
 
     def _move_up(self, now: float) -> None:
-        while self._staged and self._admission.take_unpromised(now):
+        while self._staged and self._admission.take_unpromised(self._staged[0].session.name, now):
             self._hold(self._staged.popleft())
 
     def _offer_room(self) -> None:

@@ -24,10 +24,14 @@ LIGHT = 1 / 16
 
 @dataclass(frozen=True, eq=False)
 class Entry(Generic[T]):
-    """An input that waits. `number` counts arrivals, `urgent` is when it should go first, `cap` bounds its batch."""
+    """An input that waits. `number` counts arrivals, `turn` is its caller's, `cap` bounds its batch.
+
+    It goes first from the instant `urgent` on.
+    """
 
     item: T
     number: int
+    turn: int
     arrived: float
     weight: float
     cap: int

@@ -36,7 +36,6 @@ class Session:
         self._arrivals = InOrder()
         self._sent = -1
         self._acknowledged = -1
-        self._waiting = 0
         self._nudged = False
 
     def receive(self, bundle: Up) -> None:
@@ -52,9 +51,7 @@ class Session:
                     self._engine.cancel(self, message.call_id)
                 elif isinstance(message, Credit):
                     self._engine.credit(self, message.call_id, message.more)
-            if up.waiting != self._waiting or up.waiting:
-                self._waiting = up.waiting
-                self._engine.caller_waits(self.name, up.waiting)
+            self._engine.caller_waits(self.name, up.waiting)
 
     def send(self, message: Any) -> None:
         """Queue a message for the router."""

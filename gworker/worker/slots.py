@@ -1,13 +1,17 @@
 """Who may hand an input to this worker now: strict capacity, shared fairly between callers. No clock, no loop.
 
-A worker holds at most `capacity` inputs. A caller with more to send says how many it is waiting to send; when a place
-becomes free it is offered to the waiting callers in turn, and kept for the one it was offered to for a moment. So a
-caller that answers faster does not starve another.
+A worker holds at most `capacity` inputs. A caller with more to send says how many; one that is refused waits for a
+place, too. A place that becomes free is offered to the waiting caller that has the fewest, and of equals to that which
+has waited longest since it last had one. It is kept for that one for a moment. So a caller gets its share of the places
+whatever the others send and however fast they answer, and all of them where it is alone.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
+
+from gworker.least import Least
 
 # How long a free place is kept for the caller it was offered to: some round trips of a busy machine.
 OFFER_S = 0.25
@@ -19,8 +23,15 @@ class Admission:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.held = 0
-        self._waiting: OrderedDict[str, int] = OrderedDict()
-        self._offers: dict[str, tuple[int, float]] = {}
+        self._promised = 0
+        # Places that a caller holds or is offered, and those it would like to have besides.
+        self._has: dict[str, int] = {}
+        self._waiting: dict[str, int] = {}
+        self._refused: dict[str, int] = {}
+        self._offers: OrderedDict[str, tuple[int, float]] = OrderedDict()  # the first to lapse is the first
+        self._turns = itertools.count()
+        self._since: dict[str, int] = {}
+        self._line: Least[str] = Least(lambda caller: self._has.get(caller, 0), self._since.__getitem__)
 
     @property
     def free(self) -> int:
@@ -30,68 +41,120 @@ class Admission:
     def take(self, caller: str, now: float) -> bool:
         """Take a place for an input of `caller`; False when there is none for it."""
         self._forget_stale_offers(now)
-        count, until = self._offers.get(caller, (0, 0.0))
-        if count == 0 and self._unpromised() <= 0:
+        offer = self._offers.get(caller)
+        if offer is not None:
+            count, until = offer
+            if count > 1:
+                self._offers[caller] = (count - 1, until)
+            else:
+                del self._offers[caller]
+            self._promised -= 1
+            self.held += 1
+            return True
+        if self._unpromised <= 0:
             return False
-        if self.free <= 0:
-            return False
-        if count > 1:
-            self._offers[caller] = (count - 1, until)
-        elif count == 1:
-            del self._offers[caller]
-        self.held += 1
+        self._hold(caller)
         return True
 
-    def take_unpromised(self, now: float) -> bool:
+    def take_unpromised(self, caller: str, now: float) -> bool:
         """Take a place for an input that is here already; False when none is free but those offered to callers."""
         self._forget_stale_offers(now)
-        if self._unpromised() <= 0:
+        if self._unpromised <= 0:
             return False
-        self.held += 1
+        self._hold(caller)
         return True
 
-    def release(self) -> None:
-        """An input has left; its place is free."""
+    def _hold(self, caller: str) -> None:
+        self.held += 1
+        self._has[caller] = self._has.get(caller, 0) + 1
+
+    def release(self, caller: str) -> None:
+        """An input of `caller` has left; its place is free."""
         self.held -= 1
+        self._has_less(caller, 1)
+
+    def _has_less(self, caller: str, count: int) -> None:
+        left = self._has[caller] - count
+        if left:
+            self._has[caller] = left
+        else:
+            del self._has[caller]
+        if caller in self._waiting:
+            self._stand_in_line(caller)
+
+    def _stand_in_line(self, caller: str) -> None:
+        """Wait behind those that have as many, or from now on among those that have fewer."""
+        self._since[caller] = next(self._turns)
+        self._line.put(caller)
+
+    def refuse(self, caller: str) -> None:
+        """An input of `caller` was sent back: it is one more that waits, whatever the caller said; see `wait`."""
+        self._refused[caller] = self._refused.get(caller, 0) + 1
 
     def wait(self, caller: str, count: int) -> None:
-        """`caller` would send `count` more inputs; 0 withdraws, offers included."""
-        if count <= 0:
-            self._waiting.pop(caller, None)
-            self._offers.pop(caller, None)
-        else:
+        """`caller` would send `count` more inputs, besides those that were refused since it last said so.
+
+        Where there are neither it withdraws, offers included.
+        """
+        count += self._refused.pop(caller, 0)
+        if count > 0:
+            is_new = caller not in self._waiting
             self._waiting[caller] = count
+            if is_new:
+                self._stand_in_line(caller)
+            return
+        if self._waiting.pop(caller, None) is not None:
+            self._leave_line(caller)
+        if (offer := self._offers.pop(caller, None)) is not None:
+            self._promised -= offer[0]
+            self._has_less(caller, offer[0])
+
+    def _leave_line(self, caller: str) -> None:
+        self._line.drop(caller)
+        del self._since[caller]
 
     def room_for(self, caller: str, now: float) -> int:
         """How many inputs `caller` may send now and be taken in."""
         self._forget_stale_offers(now)
-        offered = self._offers.get(caller, (0, 0.0))[0]
-        others_wait = any(name != caller for name in self._waiting)
-        return offered + (0 if others_wait else max(0, self._unpromised()))
+        offered = self._offers[caller][0] if caller in self._offers else 0
+        others_wait = len(self._waiting) > (caller in self._waiting)
+        return offered + (0 if others_wait else self._unpromised)
 
     def offer(self, now: float) -> list[str]:
-        """Offer the free places to the callers that wait, in turn; returns who got one and should be told."""
+        """Offer the free places to the callers that wait; returns who got some and should be told."""
         self._forget_stale_offers(now)
         told: dict[str, None] = {}
-        while self._waiting and (spare := self._unpromised()) > 0:
-            caller, wanted = self._waiting.popitem(last=False)
-            grant = min(wanted, spare) if not self._waiting else 1
-            offered = self._offers.get(caller, (0, 0.0))[0]
+        while (spare := self._unpromised) > 0 and (caller := self._line.first()) is not None:
+            wanted = self._waiting[caller]
+            grant = min(wanted, spare) if len(self._waiting) == 1 else 1
+            offered = self._offers.pop(caller, (0, 0.0))[0]
             self._offers[caller] = (offered + grant, now + OFFER_S)
+            self._promised += grant
+            self._has[caller] = self._has.get(caller, 0) + grant
             told[caller] = None
             if wanted > grant:
                 self._waiting[caller] = wanted - grant
+                self._stand_in_line(caller)
+            else:
+                del self._waiting[caller]
+                self._leave_line(caller)
         return list(told)
 
     def next_expiry(self) -> float | None:
         """When the first unused offer lapses, so that its place can be offered again; None without offers."""
-        return min((until for _, until in self._offers.values()), default=None)
+        for _, until in self._offers.values():
+            return until
+        return None
 
+    @property
     def _unpromised(self) -> int:
-        offered = sum(count for count, _ in self._offers.values()) if self._offers else 0
-        return self.capacity - self.held - offered
+        return self.capacity - self.held - self._promised
 
     def _forget_stale_offers(self, now: float) -> None:
-        if self._offers:
-            for caller in [c for c, (_, until) in self._offers.items() if until <= now]:
-                del self._offers[caller]
+        while self._offers:
+            caller, (count, until) = next(iter(self._offers.items()))
+            if until > now:
+                return
+            del self._offers[caller]
+            self._promised -= count
+            self._has_less(caller, count)

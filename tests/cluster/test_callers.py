@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from typing import Any
 
 import psutil
@@ -60,6 +61,51 @@ def test_two_callers_in_two_processes_never_overfill_a_worker(
     assert callers.count("a") == callers.count("b") == 60
     # Both were served from the start: neither waited until the other was done.
     assert {"a", "b"} == set(callers[:40])
+
+
+def test_one_call_at_a_time_does_not_wait_behind_all_that_another_process_sends(
+    shared_app: Any, ledger: Any, gate: Any, eventually: Any
+) -> None:
+    service_s = 0.02
+
+    @shared_app.cls(cpu=0.1, max_workers=1)
+    class Shared:
+        """Takes in 16 inputs, because of its batches, and runs one of the others at a time."""
+
+        @gw.method()
+        def work(self) -> None:
+            time.sleep(service_s)
+
+        @gw.method()
+        @gw.batched(max_batch_size=8)
+        def embed(self, texts: list[str]) -> list[str]:
+            return texts
+
+    @shared_app.cls(cpu=0.1, max_workers=1)
+    class Hot:
+        @gw.method()
+        def flood(self) -> int:
+            calls = [Shared().work.spawn() for _ in range(1000)]
+            calls[20].get()
+            ledger.write("all places are taken")
+            gate.wait()
+            done = sum(call.done() for call in calls)
+            for call in calls:
+                call.cancel()
+            return done
+
+    flood = Hot().flood.spawn()
+    eventually(ledger.lines, 20.0)
+    times_s: list[float] = []
+    for _ in range(30):
+        began = time.perf_counter()
+        Shared().work.remote()
+        times_s.append(time.perf_counter() - began)
+    gate.open()
+    done = flood.get(20)
+    # The one that runs when it comes, perhaps one that was let in before, and its own.
+    assert sorted(times_s)[28] < 5 * service_s, times_s
+    assert done > 30, "the other went on meanwhile"
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from gworker.router.choice import ASK_MORE_S, Choice
 from gworker.router.membership import Demand, PoolView
 from gworker.router.router import DEMAND_PERIOD_S, RELINK_AFTER_S
 from tests.simulation.agenda import Entry
@@ -25,28 +26,38 @@ Curve = Callable[[float], float]
 class Call:
     """One call. `runs` counts how often it was begun; it ends once, with an outcome."""
 
-    __slots__ = ("lost", "number", "outcome", "retries", "router", "runs")
+    __slots__ = ("began", "lost", "number", "outcome", "retries", "router", "runs", "tries")
 
     def __init__(self, number: int, router: Router, retries: int) -> None:
         self.number = number
         self.router = router
         self.retries = retries
         self.runs = 0
+        self.began = 0.0
         self.lost = 0
+        self.tries = 0
         self.outcome: str | None = None
 
 
 class Link:
     """A worker as a router uses it. `full`: it refused a call, and has not said since that there is room."""
 
-    __slots__ = ("calls", "full", "load", "process", "ready")
+    __slots__ = ("calls", "full", "process", "ready")
 
     def __init__(self, process: Process) -> None:
         self.process = process
         self.calls: dict[Call, None] = {}
         self.ready = True
         self.full = False
-        self.load: int | None = None
+
+    @property
+    def load(self) -> float:
+        """How full this router has made it."""
+        return len(self.calls) / self.process.capacity
+
+    def has_room(self) -> bool:
+        """Whether it would take a call, as far as the router knows."""
+        return not self.full and len(self.calls) < self.process.capacity
 
 
 class Router:
@@ -62,8 +73,8 @@ class Router:
         self._simulation = simulation
         self._agenda = simulation.agenda
         self._pending: deque[Call] = deque()
-        self._idlest: list[dict[str, Link]] = [{} for _ in range(simulation.definition.max_inputs)]
-        self._ready = 0
+        self._choice: Choice[Link] = Choice(simulation.dice.random)
+        self._asking: Entry | None = None
         self._errors: dict[str, int] = {}
         self._lost_at: dict[str, float] = {}
         self._reported = Demand(0, 0)
@@ -76,7 +87,7 @@ class Router:
         """A new call."""
         call = Call(self._simulation.next_call(), self, retries)
         self.live[call] = None
-        if self.view is not None and self.view.failure is not None and not self._ready:
+        if self.view is not None and self.view.failure is not None and not len(self._choice):
             # Not before the caller holds it: as in life, the outcome comes through the loop.
             self._agenda.after(0.0, self._end, call, type(self.view.failure).__name__)
         else:
@@ -85,44 +96,53 @@ class Router:
         return call
 
     def _pump(self) -> None:
-        while self._pending:
-            if self._pending[0].outcome is not None:
-                self._pending.popleft()
-                continue
-            link = next((next(iter(links.values())) for links in self._idlest if links), None)
-            if link is None:
+        while True:
+            while self._pending and (link := self._next_link()) is not None:
+                self._send(link, self._pending.popleft())
+            waiting = len(self._pending)
+            asked = self._choice.ask(waiting) if waiting else []
+            for link in asked:
+                link.process.want(self, waiting)
+            if not asked:
                 break
-            call = self._pending.popleft()
-            link.calls[call] = None
-            if not link.process.alive:
-                self._agenda.after(0.0, self.broken, link.process.id)
-            elif not link.process.accept(call):
-                del link.calls[call]
-                link.full = True
-                self._pending.appendleft(call)
-            self._index(link)
+        if not waiting:
+            self._choice.ask_no_more()
+        elif self._asking is None and not self._choice.all_asked:
+            self._asking = self._agenda.after(ASK_MORE_S, self._ask_more)
         self._report()
 
-    def _index(self, link: Link) -> None:
-        """Keep the links that can take a call in order of their load."""
-        usable = link.ready and not link.full and self.links.get(link.process.id) is link
-        load = len(link.calls) if usable and len(link.calls) < link.process.capacity else None
-        if load != link.load:
-            if link.load is not None:
-                del self._idlest[link.load][link.process.id]
-            if load is not None:
-                self._idlest[load][link.process.id] = link
-            link.load = load
+    def _next_link(self) -> Link | None:
+        while self._pending and self._pending[0].outcome is not None:
+            self._pending.popleft()
+        return self._choice.pick(tries=self._pending[0].tries) if self._pending else None
+
+    def _send(self, link: Link, call: Call) -> None:
+        link.calls[call] = None
+        if not link.process.alive:
+            self._agenda.after(0.0, self.broken, link.process.id)
+        elif not link.process.accept(call):
+            del link.calls[call]
+            link.full = True
+            call.tries += 1
+            self._pending.appendleft(call)
+            self._choice.heard(link)
+
+    def _ask_more(self) -> None:
+        self._asking = None
+        self._choice.ask_more()
+        self._pump()
 
     # --- what processes say -----------------------------------------------------------------------------------------
 
     def room_in(self, worker_id: str) -> None:
-        """A worker that refused a call has room again."""
+        """A worker keeps room for a call."""
         link = self.links.get(worker_id)
-        if link is not None:
+        if link is not None and not self.dead:
             link.full = False
-            self._index(link)
+            self._choice.heard(link)
             self._pump()
+            if not self._pending:
+                link.process.want(self, 0)
 
     def answered(self, worker_id: str, call: Call, outcome: str) -> None:
         """A call has run to its end."""
@@ -133,7 +153,7 @@ class Router:
         link = self.links.get(worker_id)
         if link is not None:
             link.calls.pop(call, None)
-            self._index(link)
+            self._choice.heard(link)
         if not self.dead:
             self._end(call, outcome)
             self._pump()
@@ -143,8 +163,7 @@ class Router:
         link = self.links.pop(worker_id, None)
         if link is None or self.dead:
             return
-        self._ready -= link.ready
-        self._index(link)
+        self._choice.remove(link)
         self._lost_at[worker_id] = self._agenda.now
         self._errors[worker_id] = self._errors.get(worker_id, 0) + 1
         again = []
@@ -178,26 +197,26 @@ class Router:
         self._errors = {w: count for w, count in self._errors.items() if w in seen and seen[w].ready}
         for worker_id, link in list(self.links.items()):
             now_seen = seen.get(worker_id)
-            ready = now_seen is not None and now_seen.ready
-            self._ready += ready - link.ready
-            link.ready = ready
+            link.ready = now_seen is not None and now_seen.ready
+            if link.ready:
+                self._choice.add(link)
+            else:
+                self._choice.remove(link)
             if now_seen is None and not link.calls:
                 del self.links[worker_id]
-            self._index(link)
         for worker in view.workers:
             lost_at = self._lost_at.get(worker.id, -math.inf)
             if worker.ready and worker.id not in self.links and self._agenda.now - lost_at > RELINK_AFTER_S:
                 link = self.links[worker.id] = Link(worker.actor)
-                self._ready += 1
-                self._index(link)
-        if view.failure is not None and not self._ready:
+                self._choice.add(link)
+        if view.failure is not None and not len(self._choice):
             running = {call for link in self.links.values() for call in link.calls}
             for call in [call for call in self.live if call not in running]:
                 self._end(call, type(view.failure).__name__)
         self._pump()
 
     def _report(self) -> None:
-        if self._pending and not self._reported.queued and not self._ready:
+        if self._pending and not self._reported.queued and not len(self._choice):
             self._send_report()
         elif self._timer is None and (self.live or self._finished_lately or not self._reported.idle):
             self._timer = self._agenda.after(DEMAND_PERIOD_S, self._send_report)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gworker.probe import Probe
+from gworker.worker.slots import OFFER_S, Admission
 from tests.simulation.agenda import Agenda, Entry
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class Process:
         self.calls: dict[Call, Entry | None] = {}
         self.succeeded = 0
         self.succeeded_at_probe: dict[Probe, int] = {}
-        self.waiting: dict[Router, None] = {}
+        self.admission = Admission(capacity)
+        self.routers: dict[str, Router] = {}
         self.on_placed: Callable[[], None] = _nothing
         self.on_entered: Callable[[], None] = _nothing
         self.on_death: Callable[[str], None] = _nothing
@@ -111,7 +113,7 @@ class Process:
         for entry in self.calls.values():
             if entry is not None:
                 entry.cancel()
-        routers = dict.fromkeys([*(call.router for call in self.calls), *self.waiting])
+        routers = dict.fromkeys([*(call.router for call in self.calls), *self.routers.values()])
         self.calls.clear()
         for router in routers:
             self._agenda.after(DEATH_SEEN_S, router.broken, self.id)
@@ -144,16 +146,34 @@ class Process:
 
     def accept(self, call: Call) -> bool:
         """Take a call in and begin to run it; False if there is no room for it."""
-        if self.draining or len(self.calls) >= self.capacity:
-            self.waiting[call.router] = None
+        self.routers[call.router.name] = call.router
+        if self.draining:
+            return False
+        if not self.admission.take(call.router.name, self._agenda.now):
+            self.admission.refuse(call.router.name)
+            self.want(call.router, 0)
             return False
         call.runs += 1
         entry = None if self.frozen else self._agenda.after(self._world.call_s(self._dice), self._finish, call)
         self.calls[call] = entry
         return True
 
+    def want(self, router: Router, count: int) -> None:
+        """A router would send so many calls more."""
+        self.routers[router.name] = router
+        self.admission.wait(router.name, count)
+        self._offer()
+
+    def _offer(self) -> None:
+        if not self.alive or self.draining:
+            return
+        for name in self.admission.offer(self._agenda.now):
+            self._agenda.after(0.0, self.routers[name].room_in, self.id)
+            self._agenda.after(1.001 * OFFER_S, self._offer)  # in case it does not answer
+
     def drop(self, call: Call) -> None:
         """Nobody waits for this call any more."""
+        self.admission.wait(call.router.name, 0)
         entry = self.calls.get(call)
         if entry is not None:
             entry.cancel()
@@ -167,13 +187,11 @@ class Process:
 
     def _left(self, call: Call) -> None:
         del self.calls[call]
-        if self.draining:
-            if not self.calls:
-                self._leave()
-        elif self.waiting:
-            router = next(iter(self.waiting))
-            del self.waiting[router]
-            self._agenda.after(0.0, router.room_in, self.id)
+        self.admission.release(call.router.name)
+        if not self.draining:
+            self._offer()
+        elif not self.calls:
+            self._leave()
 
 
 def _nothing(*_: object) -> None:

@@ -46,9 +46,10 @@ class Desk:
         self.agenda = Agenda(self.spec)
         self.now = 0.0
 
-    def add(self, name: str, method: str, *, parameters: str = "", cap: int = 0) -> Any:
+    def add(self, name: str, method: str, *, parameters: str = "", cap: int = 0, caller: str = "me") -> Any:
         given = SimpleNamespace(
             name=name,
+            session=SimpleNamespace(name=caller),
             method=self.spec.methods[method],
             arrived=self.now,
             weight=1.0,
@@ -198,3 +199,71 @@ def test_sync_code_of_which_only_one_can_run_keeps_to_the_main_thread(desk: Desk
     assert on_main == {"plain": True, "later": False, "batch": True, "other": True}
     on_main = {name: wide.agenda.begin(method) for name, method in wide.spec.methods.items()}
     assert on_main == {"plain": False, "later": False, "batch": True, "other": True, "twice": False}
+
+
+# --- several callers ---------------------------------------------------------------------------------------------
+
+
+def test_an_input_of_another_caller_does_not_wait_behind_all_that_one_has_sent(desk: Desk) -> None:
+    for n in range(5):
+        desk.add(f"hot{n}", "plain", caller="hot")
+    assert desk.take() == "hot0"
+    desk.add("light", "plain", caller="light")
+    order = []
+    for _ in range(5):
+        desk.end("plain")
+        order.append(desk.take())
+    assert order == ["hot1", "light", "hot2", "hot3", "hot4"]
+
+
+def test_that_holds_across_methods(desk: Desk) -> None:
+    for n in range(4):
+        desk.add(f"hot{n}", "plain", caller="hot")
+    assert desk.take() == "hot0"
+    desk.add("x", "batch", caller="light")
+    desk.add("y", "batch", caller="light")
+    desk.end("plain")
+    assert desk.take() == "hot1"
+    desk.end("plain")
+    assert desk.take() == "x y"
+
+
+def test_callers_that_send_all_the_time_start_in_turn(desk: Desk) -> None:
+    for n in range(3):
+        for caller in "abc":
+            desk.add(f"{caller}{n}", "plain", caller=caller)
+    order = [desk.take()]
+    for _ in range(8):
+        desk.end("plain")
+        order.append(desk.take())
+    assert order == ["a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2"]
+
+
+def test_a_batch_has_inputs_of_each_caller(desk: Desk) -> None:
+    for n in range(4):
+        desk.add(f"hot{n}", "batch", caller="hot")
+    desk.add("light", "batch", caller="light")
+    assert desk.take() == "hot0 light"
+
+
+def test_a_caller_that_withdraws_loses_no_turns_by_it(desk: Desk) -> None:
+    given = [desk.add(f"a{n}", "plain", caller="a") for n in range(3)]
+    for late in reversed(given):
+        late.answered = True
+        desk.agenda.remove(late)
+    desk.add("b0", "plain", caller="b")
+    desk.add("b1", "plain", caller="b")
+    desk.add("a3", "plain", caller="a")
+    order = [desk.take()]
+    for _ in range(2):
+        desk.end("plain")
+        order.append(desk.take())
+    assert order == ["b0", "a3", "b1"]
+
+
+def test_callers_that_have_gone_are_forgotten(desk: Desk) -> None:
+    for n in range(500):
+        desk.add("x", "plain", caller=f"caller-{n}")
+        desk.take()
+        desk.end("plain")
+    assert len(desk.agenda._turns._last) <= 65

@@ -208,3 +208,19 @@ def test_an_input_that_does_not_wait_here_cannot_be_removed() -> None:
 
 def test_closing_an_empty_queue_gives_an_empty_batch() -> None:
     assert queue_of(BatchSpec(max_batch_size=4)).close(0.0) == []
+
+
+def test_lower_turns_leave_first_and_the_window_is_still_that_of_the_oldest() -> None:
+    queue: BatchQueue[Item] = BatchQueue(BatchSpec(max_batch_size=2, wait_s=0.1))
+    late = Item(1)
+    queue.add(late, 0.0, turn=9)
+    assert (queue.turn, queue.oldest) == (9, 0.0)
+    for number in (2, 3, 4):
+        queue.add(Item(number), 1.0, turn=number)
+    assert (queue.turn, queue.oldest) == (2, 0.0)
+    assert numbers(queue.close(1.0)) == [2, 3]
+    assert queue.ready_at() == -math.inf
+    assert queue.remove(late)
+    assert queue.ready_at() == pytest.approx(1.1)
+    assert numbers(queue.close(1.0)) == [4]
+    assert queue.turn == math.inf

@@ -39,7 +39,7 @@ def end(queue: CallQueue, call: RoutedCall) -> None:
 
 def take_all(queue: CallQueue) -> list[RoutedCall]:
     taken = []
-    while queue.has_next():
+    while queue.next() is not None:
         taken.append(queue.take())
     return taken
 

@@ -310,8 +310,27 @@ async def test_when_nothing_waits_any_more_the_worker_is_left_alone(worker: Work
     worker.lane.want(3)
     await turn()
     worker.lane.want(0)
-    await worker.answer(room=5)
+    await worker.answer(room=0)
     assert worker.open == 0
+
+
+async def test_a_place_that_is_kept_for_us_and_not_needed_any_more_is_declined_at_once(worker: Worker) -> None:
+    worker.lane.want(3)
+    await turn()
+    worker.lane.want(0)
+    await worker.answer(room=5)
+    assert [bundle.waiting for bundle in worker.actor.bundles] == [3, 0]
+    await worker.answer(room=10)
+    assert worker.open == 0
+
+
+async def test_a_router_that_was_refused_keeps_an_exchange_open_to_hear_of_room(worker: Worker) -> None:
+    await worker.submit(1)
+    await worker.answer(Busy(1), room=0)
+    assert worker.lane.available() == 0
+    assert worker.open == 1
+    await worker.answer(room=1)
+    assert worker.lane.available() > 0
 
 
 # --- ends --------------------------------------------------------------------------------------------------------

@@ -191,7 +191,12 @@ class Bench:
 
     def make(self, **options: Any) -> Router:
         router = Router(
-            KEY, "app/Embedder", Options.build(options, where="test"), self.pool, asyncio.get_running_loop()
+            KEY,
+            "app/Embedder",
+            Options.build(options, where="test"),
+            self.pool,
+            asyncio.get_running_loop(),
+            chance=lambda: 0.0,  # of equal workers the one that came first
         )
         self.routers.append(router)
         self.router = router
@@ -219,6 +224,14 @@ class Bench:
         self.router.submit(call)
         await self.timeline.settle()
         return call
+
+    async def at_once(self, count: int) -> list[RoutedCall]:
+        """So many calls in one turn of the loop."""
+        calls = [self.new() for _ in range(count)]
+        for call in calls:
+            self.router.submit(call)
+        await self.timeline.settle()
+        return calls
 
     async def calls(self, count: int, **about: Any) -> list[RoutedCall]:
         return [await self.call(**about) for _ in range(count)]
@@ -268,7 +281,7 @@ async def test_calls_wait_for_a_worker_and_then_go_in_the_order_they_were_made(b
 
 async def test_a_worker_is_sent_no_more_than_it_has_room_for_and_told_how_many_wait(bench: Bench) -> None:
     await bench.show("a", capacity=2)
-    calls = await bench.calls(5)
+    calls = await bench.at_once(5)
     assert sent_to(bench.lane(), calls) == [0, 1]
     assert bench.lane().wanted == 3
     bench.lane().returns(calls[1])
@@ -309,7 +322,7 @@ async def test_a_worker_that_is_not_ready_is_sent_nothing_and_what_runs_there_go
 async def test_a_worker_that_is_not_ready_any_more_is_not_asked_for_room(bench: Bench) -> None:
     # It would offer its room, and be asked again, to and fro for as long as calls wait.
     await bench.show("a", capacity=1)
-    await bench.calls(3)
+    await bench.at_once(3)
     assert bench.lane().wanted == 2
     await bench.show(WorkerView("a", None, 1, False))
     assert bench.lane().wanted == 0
