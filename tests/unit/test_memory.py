@@ -11,8 +11,6 @@ import pytest
 from gworker.worker.memory import _is_glibc, keep_freed_memory
 
 pytestmark = pytest.mark.skipif(not _is_glibc(), reason="these settings are glibc's")
-    not sys.platform.startswith("linux") or "musl" in sys.implementation._multiarch, reason="these settings are glibc's"
-)
 
 # Batches on a thread, as a worker runs them: some arrays at a time, freed together. Huge pages would hide the faults.
 SCRIPT = """
