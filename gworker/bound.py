@@ -21,7 +21,7 @@ from gworker.router.router import Router
 from gworker.wire import Packed, pack, pack_arguments
 
 if TYPE_CHECKING:
-    from gworker.handle import Handle
+    from gworker.handle import Cls, Handle
     from gworker.spec import ClassSpec
 
 P = ParamSpec("P")
@@ -83,20 +83,20 @@ class _Bound:
         credit: int = 0,
         waiting: tuple[WaitingPool, ...] = (),
     ) -> tuple[Router, RoutedCall]:
-        spec, router, plan = self._prepared()
-        args, kwargs = self._spec.bind(spec.name, args, kwargs)
+        cls = self._handle._cls
+        arguments = self._pack(*self._spec.bind(cls.name, args, kwargs))  # a bad call fails here, and starts nothing
+        router, plan = self._prepared(cls)
         outer = context.current_call_or_none()
         deadline = self._options.deadline_s
         if deadline is not None or outer is not None:
             deadline = clock.earliest(clock.deadline_after(deadline), None if outer is None else outer.deadline)
-        call = RoutedCall(plan, self._pack(args, kwargs), sink, deadline=deadline, credit=credit, waiting=waiting)
+        call = RoutedCall(plan, arguments, sink, deadline=deadline, credit=credit, waiting=waiting)
         router.submit(call)
         return router, call
 
-    def _prepared(self) -> tuple[ClassSpec, Router, Plan]:
-        """What the class is now, the router to its pool, and what all calls of this method have in common."""
+    def _prepared(self, cls: Cls) -> tuple[Router, Plan]:
+        """The router to the pool of the class as it is now, and what all calls of this method have in common."""
         handle = self._handle
-        cls = handle._cls
         router = handle._router_of(cls)
         spec = cls.spec
         prepared = self._ready
@@ -111,7 +111,7 @@ class _Bound:
                 retries=self._options.retries or options.retries,
             )
             prepared = self._ready = (spec, router, plan)
-        return prepared
+        return prepared[1], prepared[2]
 
     def _pack(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Packed:
         try:

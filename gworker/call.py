@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 _UNSET: Any = object()
-_registering = threading.Lock()
+log = logging.getLogger("gworker.router")
 
 
 class Call(Generic[R]):
@@ -28,7 +29,7 @@ class Call(Generic[R]):
 
     def __init__(self) -> None:
         self._outcome: Packed | Problem = _UNSET
-        self._waiting: list[Callable[[], object]] | None = None
+        self._waiting: list[Callable[[], object]] = []
         self._value: Any = _UNSET
         self._error: BaseException | None = None
         self._router: Router | None = None
@@ -100,12 +101,17 @@ class Call(Generic[R]):
 
     def _when_done(self, callback: Callable[[], object]) -> None:
         """Have `callback()` called once there is an outcome: here if there is one, else by the router's loop."""
-        with _registering:
-            if self._waiting is None:
-                self._waiting = []
-            self._waiting.append(callback)
-        if self._outcome is not _UNSET:  # it may have come before the callback could be seen
-            self._tell()
+        self._waiting.append(callback)
+        if self._outcome is not _UNSET and self._forget(callback):  # it had come before the callback could be seen
+            callback()
+
+    def _forget(self, callback: Callable[[], object]) -> bool:
+        """Have it not called any more; False if it was called already, or is about to be."""
+        try:
+            self._waiting.remove(callback)
+        except ValueError:
+            return False
+        return True
 
     async def _settled(self) -> None:
         """Wait for the outcome, whatever it is."""
@@ -113,8 +119,16 @@ class Call(Generic[R]):
             loop = asyncio.get_running_loop()
             settled: asyncio.Future[None] = loop.create_future()
             mailbox = mailbox_of(loop)
-            self._when_done(lambda: mailbox.post(_settle, settled))
-            await settled
+
+            def tell() -> None:
+                mailbox.post(_settle, settled)
+
+            self._when_done(tell)
+            try:
+                await settled
+            except BaseException:  # whoever awaits and gives up again and again leaves nothing behind
+                self._forget(tell)
+                raise
 
     def _wait(self, timeout_s: float | None) -> None:
         if context.on_user_loop():
@@ -127,8 +141,15 @@ class Call(Generic[R]):
             self._refuse_deadlock()
         lock = threading.Lock()
         lock.acquire()
-        self._when_done(lock.release)
-        if not lock.acquire(timeout=-1 if timeout_s is None else min(max(0.0, timeout_s), threading.TIMEOUT_MAX)):
+        tell = lock.release
+        self._when_done(tell)
+        told = False
+        try:
+            told = lock.acquire(timeout=-1 if timeout_s is None else min(max(0.0, timeout_s), threading.TIMEOUT_MAX))
+        finally:
+            if not told:  # whoever asks again and again leaves nothing behind
+                self._forget(tell)
+        if not told and self._outcome is _UNSET:
             assert self._call is not None
             raise TimeoutError(f"{self._call.label} (call {self.id}) has no result after {timeout_s:g} s")
 
@@ -137,21 +158,16 @@ class Call(Generic[R]):
         if self._call is not None:
             # Which refers to this: so both are freed at once, and not by the garbage collector.
             self._call.sink = NOBODY
-        if self._waiting:
-            self._tell()
-
-    def _tell(self) -> None:
-        # Each callback is taken by one thread, should the one that waits and the router's come here together.
         waiting = self._waiting
         while waiting:
             try:
                 callback = waiting.pop(0)
-            except IndexError:
+            except IndexError:  # who waited for it has just given up
                 return
             try:
                 callback()
-            finally:  # the event loop of one may be closed; that must not cost another its outcome
-                self._tell()
+            except Exception:  # the event loop of one may be closed; that must not cost another its outcome
+                log.warning("whoever waited for %r is gone", self, exc_info=True)
 
     # The sink of its RoutedCall.
 

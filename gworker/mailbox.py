@@ -42,11 +42,19 @@ class Turn:
         due = self._due
         try:
             while due:
-                due.popleft()()
+                action = due.popleft()
+                try:
+                    action()
+                except Exception as error:  # at the cost neither of what else is due, nor of whoever's turn it was
+                    self._report(action, error)
         finally:
             self._open = False
-            if due and (loop := self._loop()) is not None:  # one raised: not at the cost of the others
+            if due and (loop := self._loop()) is not None:  # something would end the process
                 loop.call_soon(self._end)
+
+    def _report(self, action: Callable[[], object], error: Exception) -> None:
+        if (loop := self._loop()) is not None:
+            loop.call_exception_handler({"message": f"{action!r} failed inside gworker", "exception": error})
 
     def __enter__(self) -> None:
         self._open = True
@@ -78,8 +86,21 @@ class Mailbox:
         # Without a lock: at worst two threads both wake the loop. `_deliver` takes the flag down before it looks.
         if not self._woken:
             self._woken = True
-            if (loop := self._loop()) is not None:
+            self._wake()
+
+    def _wake(self) -> None:
+        loop = self._loop()
+        try:
+            if loop is None:
+                raise RuntimeError("Event loop is closed")
+            if loop is asyncio._get_running_loop():
+                loop.call_soon(self._deliver)
+            else:
                 loop.call_soon_threadsafe(self._deliver)
+        except RuntimeError:  # nothing will ever be delivered: nor is it kept, and whoever posts the next is told, too
+            self._letters.clear()
+            self._woken = False
+            raise
 
     def _deliver(self) -> None:
         self._woken = False
@@ -103,6 +124,7 @@ def turn_of(loop: asyncio.AbstractEventLoop) -> Turn:
     """The turns of a loop, the same for all who ask."""
     turn = _turns.get(loop)
     if turn is None:
+        _forget_closed(_turns)
         turn = _turns.setdefault(loop, Turn(loop))
     return turn
 
@@ -111,5 +133,13 @@ def mailbox_of(loop: asyncio.AbstractEventLoop) -> Mailbox:
     """A loop's mailbox, the same for all who ask."""
     mailbox = _mailboxes.get(loop)
     if mailbox is None:
+        _forget_closed(_mailboxes)
         mailbox = _mailboxes.setdefault(loop, Mailbox(loop))
     return mailbox
+
+
+def _forget_closed(known: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any]) -> None:
+    # What was posted just before a loop was closed may hold the loop, which then would hold what was posted for ever.
+    for reference in known.keyrefs():
+        if (loop := reference()) is not None and loop.is_closed():
+            known.pop(loop, None)

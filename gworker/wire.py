@@ -90,17 +90,21 @@ def pack(value: Any) -> Packed:
     Classes and functions of importable modules travel by reference, those of `__main__` and of notebooks by value.
     Raises whatever pickling raises.
     """
-    return (value,) if _is_atom(value) else _pickled(value)
+    packed = (value,)
+    return packed if _are_atoms(packed) else _pickled(value)
 
 
 def pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Packed:
     """The same for the arguments of a call, `(args, kwargs)`; the dict is kept."""
-    for value in args:
-        if not _is_atom(value):
-            return _pickled((args, kwargs))
-    if kwargs and not all(map(_is_atom, kwargs.values())):
+    if len(args) + len(kwargs) > _PLAIN_ITEMS or not _are_atoms(args):
         return _pickled((args, kwargs))
-    return ((args, kwargs),) if len(args) + len(kwargs) <= _PLAIN_ITEMS else _pickled((args, kwargs))
+    if kwargs:
+        for name in kwargs:
+            if type(name) is not str:  # but of a class of somebody's
+                return _pickled((args, kwargs))
+        if not _are_atoms(kwargs.values()):
+            return _pickled((args, kwargs))
+    return ((args, kwargs),)
 
 
 def _pickled(value: Any) -> Packed:
@@ -162,20 +166,27 @@ def look_up(module: Any, qualname: str) -> Any:
 _PLAIN = frozenset((type(None), bool, int, float, str, bytes))
 _PLAIN_DEPTH = 3
 _PLAIN_ITEMS = 32
-# What travels as it is: no more than this many characters, or bytes, and this large a number; and what it counts for.
+# What travels as it is: no more than this many characters, or bytes, and numbers this large; and what it counts for.
 _ATOM_LENGTH = 1024
 _ATOM_NUMBER = 2**63
 _PLAIN_BYTES = 256
 
 
-def _is_atom(value: Any) -> bool:
-    """Whether `value` cannot change, is small, and takes no code of anybody's to pickle and unpickle."""
-    kind = type(value)
-    if kind is str or kind is bytes:
-        return len(value) <= _ATOM_LENGTH
-    if kind is int:
-        return bool(-_ATOM_NUMBER <= value < _ATOM_NUMBER)
-    return kind is float or kind is bool or value is None
+def _are_atoms(values: Iterable[Any]) -> bool:
+    """Whether these cannot change, are small together, and take no code of anybody's to pickle and unpickle."""
+    left = _ATOM_LENGTH
+    for value in values:
+        kind = type(value)
+        if kind is str or kind is bytes:
+            left -= len(value)
+            if left < 0:
+                return False
+        elif kind is int:
+            if not -_ATOM_NUMBER <= value < _ATOM_NUMBER:
+                return False
+        elif kind is not float and kind is not bool and value is not None:
+            return False
+    return True
 
 
 def _is_plain(value: Any, depth: int) -> bool:

@@ -204,6 +204,7 @@ class Router:
         refusal = self._refusal
         if refusal is not None:
             self._end(call, refusal)
+            self.pump_soon()  # that there was a call is demand
             return
         if call.deadline is not None:
             left = call.deadline - clock.now()

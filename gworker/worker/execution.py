@@ -68,11 +68,13 @@ class Work:
     @property
     def context(self) -> CallContext:
         """What `current_call()` shows: the call, or the batch with its inputs. Made by the thread that asks first."""
-        if self._context is None:
-            self._context = self._batch_context() if self._batch else self._context_of(self.inputs[0])
+        context = self._context
+        if context is None:
+            context = self._batch_context() if self._batch else self._context_of(self.inputs[0])
+            context = self.__dict__.setdefault("_context", context)  # two threads that ask at once are shown the same
             if self.stopped:  # meanwhile: then who stopped it may not have seen the context
                 self.stop()
-        return self._context
+        return context
 
     def stop(self) -> None:
         """Nobody waits for this invocation any more."""

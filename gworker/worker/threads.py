@@ -94,10 +94,10 @@ class Launched:
         self._begun = True
         try:
             result = await self._coroutine
-        except BaseException as error:
+        except GeneratorExit:  # its loop has ended, and it is thrown away
+            raise
+        except BaseException as error:  # whatever it is, it is told, and does not end the loop
             self._done(None, error)
-            if not isinstance(error, Exception):
-                raise
         else:
             self._done(result, None)
 

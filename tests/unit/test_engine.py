@@ -17,7 +17,19 @@ import pytest
 import gworker as gw
 from gworker import context
 from gworker.spec import compile_class
-from gworker.wire import Busy, Ended, Item, Raised, Returned, Started, Submit, pack, unpack, unpack_exception
+from gworker.wire import (
+    Busy,
+    Ended,
+    Item,
+    Raised,
+    Returned,
+    Started,
+    Submit,
+    pack,
+    pack_arguments,
+    unpack,
+    unpack_exception,
+)
 from gworker.worker.engine import MAX_STAGED, WEDGED_AFTER_S, Engine
 from gworker.worker.lifecycle import Instance
 from gworker.worker.slots import OFFER_S
@@ -70,7 +82,7 @@ class Caller:
             call_id=number,
             name=f"{self.name}-{number}",
             method=method,
-            arguments=pack(bound),
+            arguments=pack_arguments(*bound),
             parameters=None if parameters is None else pack(parameters),
             parameters_key=str(parameters),
             attempt=attempt,

@@ -907,6 +907,17 @@ async def test_when_the_pool_has_failed_those_that_wait_are_told_and_those_that_
     assert bench.router.unfinished == 0
 
 
+async def test_a_call_that_a_failed_pool_turns_away_is_demand(bench: Bench) -> None:
+    await bench.show(failure=StartupFailed("no"))
+    assert bench.pool.reports == []
+    assert isinstance(error_of(await bench.call()), StartupFailed)
+    await bench.timeline.advance(DEMAND_PERIOD_S)
+    assert [report.running for report in bench.pool.reports] == [1]
+    await bench.timeline.advance(DEMAND_PERIOD_S)
+    assert bench.pool.reports[-1] == Demand(0, 0)
+    assert bench.timeline.timers() == 0
+
+
 async def test_a_failed_scale_up_fails_no_call_while_a_worker_serves(bench: Bench) -> None:
     await bench.show("a", failure=StartupFailed("no"))
     running, waiting = await bench.calls(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import decimal
+import enum
 import pickle
 import threading
 from collections.abc import Callable
@@ -15,24 +16,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gworker.context import WaitingPool
 from gworker.errors import BatchResultError, DeadlineExceeded, Fatal, RemoteError, RemoteTraceback, WorkerLost
 from gworker.wire import (
     INLINE_BUFFER_BYTES,
+    Busy,
     Cancel,
+    Credit,
     Down,
+    Ended,
+    Failure,
     InOrder,
+    Item,
     Payload,
+    Raised,
     Returned,
+    Started,
     Submit,
     Up,
     decode,
     encode,
+    from_plain,
     pack,
+    pack_arguments,
     pack_exception,
     packed_bytes,
+    to_plain,
     unpack,
     unpack_exception,
 )
+
+_MESSAGES = (Submit, Cancel, Credit, Started, Busy, Returned, Raised, Item, Ended)
 
 LARGE = INLINE_BUFFER_BYTES  # bytes: from this size on a buffer travels beside the pickle
 
@@ -55,6 +69,83 @@ scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
 @given(scalars | st.dictionaries(st.text(max_size=5), st.lists(scalars, max_size=3) | st.tuples(scalars), max_size=3))
 def test_plain_data_arrives_as_it_was(value: Any) -> None:
     assert travel(value) == value
+
+
+@given(st.lists(scalars, max_size=4), st.dictionaries(st.text(max_size=5), scalars, max_size=4))
+def test_plain_arguments_arrive_as_they_were(args: list[Any], kwargs: dict[str, Any]) -> None:
+    packed = pack_arguments(tuple(args), kwargs)
+    for arrived in (unpack(packed), unpack(pickle.loads(pickle.dumps(packed)))):
+        assert arrived == (tuple(args), kwargs)
+        assert [type(value) for value in arrived[0]] == [type(value) for value in args]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0.0, -0.0, float("inf"), float("nan"), 2**63 - 1, -(2**63), "\ud800", "\0", b"\xff", True, None, ""],
+    ids=repr,
+)
+def test_what_cannot_change_and_runs_no_code_travels_as_it_is(value: Any) -> None:
+    assert pack(value) == (value,) and pack(value)[0] is value  # type: ignore[index]
+    assert pack_arguments((value,), {"x": value}) == (((value,), {"x": value}),)
+    arrived = travel(value)
+    assert type(arrived) is type(value) and repr(arrived) == repr(value)
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+class Word(str):
+    """A text of somebody's own: to unpickle it runs their code."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        return _word, (str(self),)
+
+
+def _word(text: str) -> Word:
+    return Word(text)
+
+
+class Number(int):
+    pass
+
+
+class Mode(str, enum.Enum):
+    FAST = "fast"
+
+
+@pytest.mark.parametrize(
+    "value", [Colour.RED, Mode.FAST, Word("w"), Number(3), np.float64(1.5), np.int64(2), np.bool_(True)], ids=repr
+)
+def test_what_is_only_derived_from_a_plain_type_is_pickled_and_arrives_as_what_it_was(value: Any) -> None:
+    for packed in (pack(value), pack_arguments((value,), {}), pack_arguments((), {"x": value})):
+        assert isinstance(packed, (bytes, Payload))
+    arrived = travel(value)
+    assert type(arrived) is type(value) and arrived == value
+
+
+def test_no_code_of_anybodys_runs_where_a_name_of_an_argument_is_unpickled_with_its_bundle() -> None:
+    packed = pack_arguments((), {Word("x"): 1})
+    assert isinstance(packed, (bytes, Payload))
+    assert unpack(packed) == ((), {"x": 1})
+
+
+@pytest.mark.parametrize("value", ["x" * 2000, b"x" * 2000, 2**63, -(2**63) - 1, [], (), {}, (1,), [None]], ids=type)
+def test_what_is_large_or_could_change_is_pickled_by_its_owner(value: Any) -> None:
+    assert isinstance(pack(value), bytes)
+    assert isinstance(pack_arguments((value,), {}), bytes)
+    assert isinstance(pack_arguments((), {"x": value}), bytes)
+    assert travel(value) == value
+
+
+def test_what_a_call_weighs_in_the_queue_is_about_what_it_has() -> None:
+    # As they are, arguments count little: so they are little, all of them together.
+    for count, size in ((1, 1000), (10, 100), (30, 1000), (1, 10**6), (1000, 1)):
+        texts = tuple(f"{number:04}".ljust(size)[:size] for number in range(count))
+        for packed in (pack_arguments(texts, {}), pack_arguments((), {f"x{n}": text for n, text in enumerate(texts)})):
+            assert count * size / 5 < packed_bytes(packed) < count * size + 300 + 20 * count
 
 
 def test_functions_and_classes_of_no_importable_module_arrive_by_value() -> None:
@@ -173,6 +264,88 @@ def test_bytearrays_and_large_bytes_arrive_as_what_they_were() -> None:
     arrived = travel([b"x" * 10**5, bytearray(b"y" * 10**5)])
     assert arrived == [b"x" * 10**5, bytearray(b"y" * 10**5)]
     assert [type(a) for a in arrived] == [bytes, bytearray]
+
+
+# --- bundles -----------------------------------------------------------------------------------------------------
+
+_packed = st.tuples(scalars) | st.binary(max_size=20)
+_calls = st.integers(0, 2**40)
+_failures = st.builds(
+    Failure,
+    st.none() | _packed,
+    st.text(max_size=5),
+    st.text(max_size=5),
+    st.text(max_size=5),
+    st.lists(st.text(max_size=5), max_size=2).map(tuple),
+    st.booleans(),
+)
+_waits = st.lists(st.builds(WaitingPool, st.text(max_size=5), st.booleans()), max_size=2).map(tuple)
+_limits = st.none() | st.floats(0, 100)
+_submits = st.builds(
+    Submit, _calls, st.text(max_size=5), st.text(max_size=5), _packed, st.none() | _packed, st.text(max_size=5),
+    st.integers(1, 9), _limits, _limits, st.integers(0, 9), st.integers(0, 9), _waits,
+)  # fmt: skip
+_ups = st.builds(
+    Up, st.text(max_size=5), _calls, st.integers(-1, 9), st.integers(0, 9), st.booleans(),
+    st.lists(_submits | st.builds(Cancel, _calls) | st.builds(Credit, _calls, st.integers(1, 9)), max_size=4),
+)  # fmt: skip
+_answers = (
+    st.builds(Started, _calls)
+    | st.builds(Busy, _calls)
+    | st.builds(Returned, _calls, _packed)
+    | st.builds(Raised, _calls, _failures, st.integers(1, 9), st.sampled_from(["user", "system", "nobody"]))
+    | st.builds(Item, _calls, _packed)
+    | st.builds(Ended, _calls)
+)
+_downs = st.builds(
+    Down, _calls, st.integers(-1, 9), st.integers(0, 9), st.booleans(), st.lists(_answers, max_size=4)
+)  # fmt: skip
+
+
+@given(_ups | _downs)
+def test_any_bundle_arrives_as_what_it_was(bundle: Any) -> None:
+    kind = type(bundle)
+    for arrived in (
+        from_plain(kind, to_plain(bundle)),
+        from_plain(kind, pickle.loads(pickle.dumps(to_plain(bundle)))),
+        decode(encode(bundle), kind),
+    ):
+        assert arrived == bundle
+        assert type(arrived) is kind
+        assert [type(message) for message in arrived.messages] == [type(message) for message in bundle.messages]
+
+
+def test_no_bundle_arrives_as_none() -> None:
+    assert decode(encode(None), Down) is None
+
+
+_junk: st.SearchStrategy[Any] = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=6)
+        | st.lists(inner, max_size=6).map(tuple)
+        | st.dictionaries(st.text(max_size=2), inner, max_size=2)
+    ),
+    max_leaves=8,
+)
+_almost = st.tuples(
+    _junk,
+    _junk,
+    _junk,
+    _junk,
+    _junk,
+    st.lists(st.tuples(st.integers(-12, 12), st.lists(scalars, max_size=12)), max_size=2),
+)
+
+
+@given(st.sampled_from([Up, Down]), _junk | _almost | _almost.map(lambda plain: plain[1:]))
+def test_what_is_no_bundle_raises_what_ends_a_connection_and_nothing_else(kind: Any, plain: Any) -> None:
+    try:
+        bundle = from_plain(kind, plain)
+    except (ValueError, TypeError, IndexError, KeyError):
+        return
+    assert type(bundle) is kind
+    assert {type(message) for message in bundle.messages} <= {*_MESSAGES}
 
 
 # --- exceptions --------------------------------------------------------------------------------------------------
