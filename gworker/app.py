@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType, TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -27,8 +27,6 @@ from typing_extensions import Never, dataclass_transform
 
 from gworker import context, termination
 from gworker.code import pack_code
-from gworker.control.controller import ControllerBoot, create_controller
-from gworker.control.rollout import Phase, Progress
 from gworker.errors import InvalidDefinition, PoolUnavailable, StartupFailed
 from gworker.handle import Cls, define_pool, importable_cls
 from gworker.observe.events import Event
@@ -43,6 +41,10 @@ from gworker.router.cluster import have_ray, is_alive, is_ours_alone, started_he
 from gworker.router.membership import DeployedClass, PoolDefinition, PoolKey
 from gworker.router.router import EXPLAIN_AFTER_S
 from gworker.wire import pack, pack_by_value
+
+if TYPE_CHECKING:
+    # A worker imports this module with its class, and has no use for a controller.
+    from gworker.control.rollout import Progress
 
 log = logging.getLogger("gworker")
 T = TypeVar("T")
@@ -227,7 +229,7 @@ class App:
         """The app where it runs already: around this worker, or deployed in the cluster."""
         worker = context.this_worker()
         if worker is not None and worker.app_name == self._cluster_name and not worker.deployed:
-            return AppClient(self.name, worker.controller)
+            return AppClient(self.name, worker.controller.get())
         have_ray()
         if deployment.find_controller(self._cluster_name) is None:
             return None
@@ -274,7 +276,7 @@ class App:
                 "with `ray start --head`",
                 self._cluster_name,
             )
-        create_controller(self._boot(deployed=True))
+        self._create_controller(deployed=True)
         modules = [sys.modules[cls.user_cls.__module__] for cls in self.classes.values() if importable_cls(cls)]
         code = pack_code(modules)
         digest = "" if code is None else code.digest
@@ -287,6 +289,8 @@ class App:
         self._wait_for_update(client, version)
 
     def _wait_for_update(self, client: AppClient, version: int) -> None:
+        from gworker.control.rollout import Phase
+
         while True:
             progress: Progress = client.ask("progress", version, timeout_s=None)
             if progress.phase is Phase.READY:
@@ -295,18 +299,22 @@ class App:
                 raise StartupFailed(f"version {version} of the app {self.name!r} is not served: {progress.reason}")
             log.warning("%s: version %d is not ready yet: %s", self.name, version, progress.reason)
 
-    def _boot(self, *, deployed: bool) -> ControllerBoot:
-        return ControllerBoot(
-            app_name=self._cluster_name if deployed else self.name,
-            gpu_optional=_gpu_is_optional(),
-            cluster_may_grow=not is_ours_alone(),
-            classes={name: cls.spec.options for name, cls in self.classes.items()},
-            deployed=deployed,
+    def _create_controller(self, *, deployed: bool) -> Any:
+        from gworker.control.controller import ControllerBoot, create_controller
+
+        return create_controller(
+            ControllerBoot(
+                app_name=self._cluster_name if deployed else self.name,
+                gpu_optional=_gpu_is_optional(),
+                cluster_may_grow=not is_ours_alone(),
+                classes={name: cls.spec.options for name, cls in self.classes.items()},
+                deployed=deployed,
+            )
         )
 
     def _start(self) -> AppClient:
         have_ray()
-        controller = create_controller(self._boot(deployed=False))
+        controller = self._create_controller(deployed=False)
         client = AppClient(self.name, controller)
         # Registered now, after Ray was imported, so that it runs before Ray's own exit hook.
         atexit.register(self._at_exit)
