@@ -17,11 +17,11 @@ from gworker.mapping import MapRun, zipped
 from gworker.observe.progress import ProgressBar, Ticker
 from gworker.retries import Retries
 from gworker.router.calls import RoutedCall
-from gworker.router.router import Router
 from gworker.wire import Payload, pack
 
 if TYPE_CHECKING:
     from gworker.handle import Handle
+    from gworker.router.router import Router
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -340,14 +340,14 @@ class Controller:
         except Exception:
             log.exception("%s: what the last controller wrote down could not be read", self._boot.app_name)
         self._restored.set()
-        await asyncio.sleep(0)  # the first tick is to know of what those who have waited came for
         while not self._stopping:
             self._wake.clear()
             try:
                 self._tick(clock.now())
             except Exception:
                 log.exception("a tick of the controller of %s failed; the next one follows", self._boot.app_name)
-            await asyncio.sleep(TICK_APART_S)
+            if self._pools:  # where there are none yet, the first call is about to ask for one
+                await asyncio.sleep(TICK_APART_S)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), TICK_S)
 
