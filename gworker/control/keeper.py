@@ -84,6 +84,7 @@ class Keeper:
                 pool.lost(worker, "stopped before it began to start", clock.now())
                 return
             worker.actor = self._create() if find is None else await asyncio.to_thread(find, worker.id)
+            worker.reference = ActorReference(worker.actor)
             if worker.draining:
                 self._house.spawn(self.drain(worker.reason))
             placed = asyncio.ensure_future(result_of(worker.actor.__ray_ready__.remote()))

@@ -456,7 +456,7 @@ class Pool:
         self._told_state = state
         routable = self._routable(now)
         workers = tuple(
-            WorkerView(w.id, w.actor, self.definition.max_inputs, w.id in routable, w.direct)
+            WorkerView(w.id, w.reference, self.definition.max_inputs, w.id in routable, w.direct)
             for w in self.workers.values()
             if w.serving or (w.draining and w.pid is not None)
         )
