@@ -1,11 +1,13 @@
 """How soon a pool serves: from nothing, after a crash, and after a worker that hangs; and what supervision costs.
 
-    python benchmarks/recovery.py [--rounds 5] [--json FILE]
+    python benchmarks/recovery.py [--rounds 7] [--json FILE]
 
-1. From zero workers to the first result, beside the peer: create a bare Ray actor, run the same `on_enter`, one call.
+1. From zero workers to the first result, beside the peer: create a bare Ray actor, run the same `on_enter`, one call;
+   and its phases, as the app's events tell them. Before that the first call of the app.
 2. From `kill -9` of the only worker to the next result, beside that cold start.
 3. How long a probe that hangs goes unnoticed, beside the worst case that `describe()` prints.
-4. The share of a core that the controller takes with 20 workers, each probed every second.
+4. How long several workers take to come up at once, beside as many bare actors.
+5. The share of a core that the controller takes with 20 workers, each probed every second.
 
 Medians over the rounds; the two sides of a row are measured in turns.
 """
@@ -17,6 +19,7 @@ import json
 import logging
 import os
 import platform
+import re
 import signal
 import statistics
 import time
@@ -31,6 +34,8 @@ import gworker as gw
 from gworker.probe import worst_case_detection_s
 
 ENTER_S = 0.2
+AT_ONCE = 8
+PHASES = ("until a worker was asked for", "its process up", "class loaded", "on_enter", "ready to the result")
 app = gw.App("bench-recovery")
 HUNG = gw.Probe.on("health", period_s=0.5, timeout_s=0.5, failures=3)
 
@@ -80,6 +85,23 @@ class Probed:
         return True
 
 
+@app.cls(cpu=0, max_workers=AT_ONCE)
+class Trivial:
+    """Has nothing to load."""
+
+    @gw.method()
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@ray.remote(num_cpus=0)
+class BareTrivial:
+    """The peer of Trivial."""
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
 @ray.remote(num_cpus=0)
 class BareModel:
     """The peer: the same start, without anything around it."""
@@ -116,6 +138,24 @@ def cold_start(handle: Any) -> float:
     return seconds(handle.pid.remote)
 
 
+def phases(handle: Any, began: float) -> list[float]:
+    """Seconds of each phase of a cold start that began at this time of day and has just ended."""
+    ended = time.time()
+    pool = str(handle._router().key)
+    found = {e.action: e for e in app.status().events if e.pool == pool and e.worker}
+    asked, ready = found["starting"].time.timestamp(), found["ready"]
+    inside = [float(s) for s in re.findall(r"([\d.]+) s (?:until|to load|in on_enter)", ready.reason)]
+    return [asked - began, *inside, ended - ready.time.timestamp()]
+
+
+def bare_at_once(count: int) -> None:
+    """So many bare actors, each called once."""
+    actors = [BareTrivial.remote() for _ in range(count)]
+    ray.get([actor.pid.remote() for actor in actors])
+    for actor in actors:
+        ray.kill(actor)
+
+
 def recovery(handle: Any) -> float:
     """From kill -9 of the only worker to the next result."""
     os.kill(handle.pid.remote(), signal.SIGKILL)
@@ -150,19 +190,30 @@ def controller_share(for_s: float) -> float:
 def main() -> None:
     """Run the benchmark and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     ray.init(num_cpus=8, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
     results: dict[str, list[float]] = {"bare_cold_s": [], "cold_s": [], "recovery_s": [], "detection_s": []}
-    Model().pid.remote()
+    results |= {"bare_at_once_s": [], "at_once_s": []}
+    time.sleep(2.0)
+    first_call_s = seconds(Model().pid.remote)
+    phase_rows: list[list[float]] = []
     for round_number in range(given.rounds):
         results["bare_cold_s"].append(bare_cold_start())
         # A variant has a pool of its own, without workers and without a record.
         handle = Model.with_options(max_pending=9_000 + round_number)()
+        began = time.time()
         results["cold_s"].append(cold_start(handle))
+        phase_rows.append(phases(handle, began))
         time.sleep(1.0)  # let Ray prestart the processes that replace those it gave away
         results["recovery_s"].append(recovery(handle))
+        time.sleep(1.0)
+    for round_number in range(min(3, given.rounds)):
+        results["bare_at_once_s"].append(seconds(lambda: bare_at_once(AT_ONCE)))
+        time.sleep(1.0)
+        many = Trivial.with_options(min_workers=AT_ONCE, max_pending=9_000 + round_number)()
+        results["at_once_s"].append(seconds(lambda: many._router().when_ready(AT_ONCE).result()))  # noqa: B023
         time.sleep(1.0)
     for _ in range(min(3, given.rounds)):
         results["detection_s"].append(detection())
@@ -176,6 +227,9 @@ def main() -> None:
         ("cold start, bare Ray actor (s)", medians["bare_cold_s"], None),
         ("cold start, gworker (s)", medians["cold_s"], medians["cold_s"] - medians["bare_cold_s"]),
         ("kill -9 to the next result (s)", medians["recovery_s"], medians["recovery_s"] - medians["cold_s"]),
+        ("first call of an app, gworker (s)", first_call_s, None),
+        (f"{AT_ONCE} bare actors at once (s)", medians["bare_at_once_s"], None),
+        (f"{AT_ONCE} workers at once (s)", medians["at_once_s"], medians["at_once_s"] - medians["bare_at_once_s"]),
         (f"hanging probe noticed (s; worst case {worst_s:g})", medians["detection_s"], None),
         ("controller, 20 workers probed every s (cores)", share, None),
     ]
@@ -183,6 +237,8 @@ def main() -> None:
     for name, value, more in rows:
         print(f"{name:48}{value:10.3f}{'' if more is None else f'{more:+10.3f}'}")
     print(f"recovery over cold start: {medians['recovery_s'] / medians['cold_s']:.2f} x")
+    phase_medians = dict(zip(PHASES, map(statistics.median, zip(*phase_rows, strict=True)), strict=True))
+    print("phases of the cold start: " + ", ".join(f"{name} {s:.3f} s" for name, s in phase_medians.items()))
     if given.json:
         machine = {
             "cores": os.cpu_count(),
@@ -192,6 +248,7 @@ def main() -> None:
             "gworker": gw.__version__,
         }
         report = {"machine": machine, "rounds": results, "medians": medians, "controller_cores": share}
+        report |= {"first_call_s": first_call_s, "phases_s": phase_medians}
         given.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
