@@ -36,6 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools hatchling editables
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation \
 	    -e '.[torch,otel,notebook]' --group dev --group bench --group docs --group examples
+	$(BIN)/python -m compileall -q gworker # where PYTHONDONTWRITEBYTECODE is set, each worker would compile it again
 	@touch $@
 
 demo: $(STAMP)       ## embed 3,437 sentences with all-MiniLM-L6-v2 on a local Ray

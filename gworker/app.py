@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType, TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -27,22 +27,23 @@ from typing_extensions import Never, dataclass_transform
 
 from gworker import context, termination
 from gworker.code import pack_code
-from gworker.control.controller import ControllerBoot, create_controller
-from gworker.control.rollout import Phase, Progress
 from gworker.errors import InvalidDefinition, PoolUnavailable, StartupFailed
 from gworker.handle import Cls, define_pool, importable_cls
-from gworker.observe.events import Event
-from gworker.observe.status import AppStatus
 from gworker.options import Gpu
 from gworker.parameters import MISSING, bind_parameters, parameter
 from gworker.probe import Probe
 from gworker.retries import Retries
 from gworker.router import deployment
-from gworker.router.client import AppClient, deployed_client
 from gworker.router.cluster import have_ray, is_alive, is_ours_alone, started_here
 from gworker.router.membership import DeployedClass, PoolDefinition, PoolKey
-from gworker.router.router import EXPLAIN_AFTER_S
 from gworker.wire import pack, pack_by_value
+
+if TYPE_CHECKING:
+    # A worker imports this module with its class, and has no use for a controller, a status, or, mostly, a router.
+    from gworker.control.rollout import Progress
+    from gworker.observe.events import Event
+    from gworker.observe.status import AppStatus
+    from gworker.router.client import AppClient
 
 log = logging.getLogger("gworker")
 T = TypeVar("T")
@@ -225,9 +226,11 @@ class App:
 
     def _found(self) -> AppClient | None:
         """The app where it runs already: around this worker, or deployed in the cluster."""
+        from gworker.router.client import AppClient, deployed_client
+
         worker = context.this_worker()
         if worker is not None and worker.app_name == self._cluster_name and not worker.deployed:
-            return AppClient(self.name, worker.controller)
+            return AppClient(self.name, worker.controller.get())
         have_ray()
         if deployment.find_controller(self._cluster_name) is None:
             return None
@@ -262,6 +265,8 @@ class App:
         when it does not become ready: then the version before it serves on.
         `gw.Cls.from_name(app, class)` gives the classes to other programs of the cluster; `stop()` ends the app.
         """
+        from gworker.router.client import deployed_client
+
         if context.this_worker() is not None:
             raise RuntimeError(f"App({self.name!r}).deploy() was called inside a worker: deploy from a program")
         if self._running is not None and not self._running.deployed:
@@ -274,7 +279,7 @@ class App:
                 "with `ray start --head`",
                 self._cluster_name,
             )
-        create_controller(self._boot(deployed=True))
+        self._create_controller(deployed=True)
         modules = [sys.modules[cls.user_cls.__module__] for cls in self.classes.values() if importable_cls(cls)]
         code = pack_code(modules)
         digest = "" if code is None else code.digest
@@ -287,6 +292,8 @@ class App:
         self._wait_for_update(client, version)
 
     def _wait_for_update(self, client: AppClient, version: int) -> None:
+        from gworker.control.rollout import Phase
+
         while True:
             progress: Progress = client.ask("progress", version, timeout_s=None)
             if progress.phase is Phase.READY:
@@ -295,18 +302,24 @@ class App:
                 raise StartupFailed(f"version {version} of the app {self.name!r} is not served: {progress.reason}")
             log.warning("%s: version %d is not ready yet: %s", self.name, version, progress.reason)
 
-    def _boot(self, *, deployed: bool) -> ControllerBoot:
-        return ControllerBoot(
-            app_name=self._cluster_name if deployed else self.name,
-            gpu_optional=_gpu_is_optional(),
-            cluster_may_grow=not is_ours_alone(),
-            classes={name: cls.spec.options for name, cls in self.classes.items()},
-            deployed=deployed,
+    def _create_controller(self, *, deployed: bool) -> Any:
+        from gworker.control.controller import ControllerBoot, create_controller
+
+        return create_controller(
+            ControllerBoot(
+                app_name=self._cluster_name if deployed else self.name,
+                gpu_optional=_gpu_is_optional(),
+                cluster_may_grow=not is_ours_alone(),
+                classes={name: cls.spec.options for name, cls in self.classes.items()},
+                deployed=deployed,
+            )
         )
 
     def _start(self) -> AppClient:
+        from gworker.router.client import AppClient
+
         have_ray()
-        controller = create_controller(self._boot(deployed=False))
+        controller = self._create_controller(deployed=False)
         client = AppClient(self.name, controller)
         # Registered now, after Ray was imported, so that it runs before Ray's own exit hook.
         atexit.register(self._at_exit)
@@ -315,6 +328,8 @@ class App:
 
     def _raise_floors(self, client: AppClient) -> None:
         """See that every class with a floor has it, and wait until it has."""
+        from gworker.router.router import EXPLAIN_AFTER_S
+
         with_floor = [cls for cls in self.classes.values() if cls.spec.options.min_workers and _has_defaults(cls)]
         waits = [(router := cls()._router(), router.when_ready(cls.spec.options.min_workers)) for cls in with_floor]
         for router, floor in waits:
@@ -324,6 +339,8 @@ class App:
 
     def status(self) -> AppStatus:
         """Pools, workers, states, counters and the latest events at this moment. Starts nothing."""
+        from gworker.observe.status import AppStatus
+
         running = self._running_or_deployed()
         if running is None:
             return AppStatus(self.name, running=False)
@@ -349,6 +366,8 @@ class App:
     def _running_or_deployed(self) -> AppClient | None:
         if self._running is not None or not ray.is_initialized():
             return self._running
+        from gworker.router.client import deployed_client
+
         name = self._cluster_name
         return None if deployment.find_controller(name) is None else deployed_client(name)
 

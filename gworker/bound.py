@@ -17,11 +17,11 @@ from gworker.mapping import MapRun, zipped
 from gworker.observe.progress import ProgressBar, Ticker
 from gworker.retries import Retries
 from gworker.router.calls import Plan, RoutedCall
-from gworker.router.router import Router
 from gworker.wire import Packed, pack, pack_arguments
 
 if TYPE_CHECKING:
     from gworker.handle import Cls, Handle
+    from gworker.router.router import Router
     from gworker.spec import ClassSpec
 
 P = ParamSpec("P")

@@ -10,17 +10,20 @@ import difflib
 import html
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from gworker.bound import BoundGenerator, BoundMethod, CallOptions
 from gworker.errors import InvalidDefinition
 from gworker.functions import MethodSpec
 from gworker.parameters import MISSING, ParameterValues, bind_parameters
-from gworker.router.client import AppClient, deployed_client
 from gworker.router.membership import DeployedClass, PoolDefinition, PoolKey
-from gworker.router.router import Router
 from gworker.spec import ClassSpec, compile_class
 from gworker.wire import Packed, importable, look_up, pack, unpack
+
+if TYPE_CHECKING:
+    # A worker imports this module with its class; the router it needs only where it calls others.
+    from gworker.router.client import AppClient
+    from gworker.router.router import Router
 
 T = TypeVar("T")
 
@@ -197,6 +200,8 @@ class DeployedApp:
 
     def client(self) -> AppClient:
         """The app as this process reaches it. Raises NotFound when it is not deployed."""
+        from gworker.router.client import deployed_client
+
         return deployed_client(self.name)
 
     def latest(self, cls: Cls) -> Cls:

@@ -25,6 +25,7 @@ from gworker.control.pool import Pool
 from gworker.control.prober import Prober, result_of
 from gworker.control.workers import Worker, WorkerState
 from gworker.deaths import death_reason
+from gworker.router.reference import ActorReference
 from gworker.worker.actor import StartReport, Trouble, WorkerBoot, WorkerStats, create_worker
 from gworker.worker.lifecycle import EXIT_BUDGET_S
 
@@ -51,7 +52,7 @@ class House:
     """
 
     app_name: str
-    controller: Any
+    controller: ActorReference
     cluster_may_grow: bool
     orphaned_s: float | None
     actor_extra: Callable[[str], dict[str, Any]]
@@ -70,6 +71,7 @@ class Keeper:
         self.gone = asyncio.Event()
         self.settled = asyncio.Event()
         self._house = house
+        self._placed_at = worker.created
         self._probers: list[asyncio.Task[Any]] = []
 
     # --- its life -------------------------------------------------------------------------------------------------
@@ -82,10 +84,14 @@ class Keeper:
                 pool.lost(worker, "stopped before it began to start", clock.now())
                 return
             worker.actor = self._create() if find is None else await asyncio.to_thread(find, worker.id)
+            worker.reference = ActorReference(worker.actor)
             if worker.draining:
                 self._house.spawn(self.drain(worker.reason))
-            await self._placed()
-            if not await self._entered(adopted=find is not None):
+            placed = asyncio.ensure_future(result_of(worker.actor.__ray_ready__.remote()))
+            started = asyncio.ensure_future(result_of(worker.actor.start.remote()))  # no round trip later
+            started.add_done_callback(lambda done: done.cancelled() or done.exception())
+            await self._placed(placed)
+            if not await self._entered(started, adopted=find is not None):
                 return
             self.settled.set()
             await self._watch()
@@ -117,10 +123,9 @@ class Keeper:
         )
         return create_worker(boot, actor_options(definition.options) | self._house.actor_extra(self.worker.id))
 
-    async def _placed(self) -> None:
+    async def _placed(self, ready: asyncio.Future[Any]) -> None:
         """Wait until Ray has found a place; meanwhile say what it lacks."""
         pool, worker = self.pool, self.worker
-        ready = asyncio.ensure_future(result_of(worker.actor.__ray_ready__.remote()))
         begun = clock.now()
         options = pool.definition.options
         while not (await asyncio.wait([ready], timeout=PLACEMENT_S))[0]:
@@ -140,17 +145,16 @@ class Keeper:
                 self._house.changed(pool)
         await ready
         worker.pending, worker.placed = "", True
+        self._placed_at = clock.now()
 
-    async def _entered(self, *, adopted: bool) -> bool:
+    async def _entered(self, start: asyncio.Future[StartReport], *, adopted: bool) -> bool:
         """Wait for the on_enter hooks; False if the worker did not come up, and is gone."""
         pool, worker = self.pool, self.worker
         limit_s = pool.definition.options.startup_timeout_s
-        start = asyncio.ensure_future(result_of(worker.actor.start.remote()))
         done, _ = await asyncio.wait([start], timeout=limit_s)
         if done:
-            report: StartReport = await start
+            report = await start
         else:
-            start.add_done_callback(lambda late: late.exception())
             report = StartReport(0, "", f"on_enter did not finish within startup_timeout_s={limit_s:g}\n")
         if worker.draining:
             if report.error is None:  # stopped while it was starting; `drain` sees to the rest
@@ -165,7 +169,11 @@ class Keeper:
             pool.start_failed(worker, report.error, clock.now())
             return False
         worker.direct = report.direct
-        pool.started(worker, report.pid, report.node_id, clock.now(), adopted=adopted)
+        up_s = self._placed_at - worker.created
+        phases = (
+            f"{up_s:.2f} s until its process was up, {report.load_s:.2f} s to load, {report.enter_s:.2f} s in on_enter"
+        )
+        pool.started(worker, report.pid, report.node_id, clock.now(), adopted=adopted, phases=phases)
         self._house.changed(pool)
         for probe in pool.definition.options.probes:
             prober = Prober(self._house.app_name, pool, worker, probe, self._house.changed)

@@ -148,17 +148,19 @@ class Pool:
         self._on_event(worker_id, "starting", f"restart {again} of its place" if again else "")
         return worker
 
-    def started(self, worker: Worker, pid: int, node_id: str, now: float, *, adopted: bool = False) -> None:
-        """A worker finished its on_enter hooks; long ago, where it was `adopted`."""
+    def started(
+        self, worker: Worker, pid: int, node_id: str, now: float, *, adopted: bool = False, phases: str = ""
+    ) -> None:
+        """A worker finished its on_enter hooks; long ago, where it was `adopted`. `phases` tells what took how long."""
         worker.pid, worker.node_id, worker.pending, worker.reason = pid, node_id, "", ""
         worker.state = WorkerState.READY
         if worker.ready_since is None:
             worker.ready_since = now
         self.unschedulable = ""
         self.hope.start_succeeded()
-        self._on_event(
-            worker.id, "adopted" if adopted else "ready", f"{now - worker.created:.2f} s after it was asked for"
-        )
+        took = f"{now - worker.created:.2f} s after it was asked for"
+        details = f": {phases}" if phases and not adopted else ""
+        self._on_event(worker.id, "adopted" if adopted else "ready", took + details)
 
     def cannot_be_placed(self, worker: Worker, lacking: str) -> None:
         """No node of the cluster could ever hold a worker of this pool."""
@@ -454,7 +456,7 @@ class Pool:
         self._told_state = state
         routable = self._routable(now)
         workers = tuple(
-            WorkerView(w.id, w.actor, self.definition.max_inputs, w.id in routable, w.direct)
+            WorkerView(w.id, w.reference, self.definition.max_inputs, w.id in routable, w.direct)
             for w in self.workers.values()
             if w.serving or (w.draining and w.pid is not None)
         )

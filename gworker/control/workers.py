@@ -31,6 +31,7 @@ _SERVING = (WorkerState.READY, WorkerState.UNREADY)
 class Worker:
     """One worker. `pending` says what it waits for while Ray cannot place it; `slot` is its place in the pool.
 
+    `actor` is its handle, `reference` the same for routers, who mostly have no use for it.
     `ready_since` is when it came up, `unready_since` since when it has not been ready again. `replace_because` is set
     once it must be replaced; `silent` while its process does not answer, so that there is nobody to drain.
     """
@@ -41,6 +42,7 @@ class Worker:
     created: float
     health: Health = field(default_factory=lambda: Health(()))
     actor: Any = None
+    reference: Any = None
     direct: DirectAddress | None = None
     state: WorkerState = WorkerState.STARTING
     pid: int | None = None

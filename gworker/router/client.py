@@ -155,12 +155,12 @@ class AppClient:
         """See PoolSource."""
 
         def by_ray(name: str) -> Lane:
-            return RayLane(self._loop, worker.actor, name, worker.capacity, link, ray.is_initialized)
+            return RayLane(self._loop, worker.actor.get(), name, worker.capacity, link, ray.is_initialized)
 
         async def ask_tcp() -> tuple[str, int] | None:
             if not ray.is_initialized():
                 return None
-            found: tuple[str, int] | None = await worker.actor.listen.remote()
+            found: tuple[str, int] | None = await worker.actor.get().listen.remote()
             return found
 
         if worker.direct is None or os.environ.get("GWORKER_LANE") == "ray":

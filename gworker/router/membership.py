@@ -52,6 +52,7 @@ class DirectAddress:
 class WorkerView:
     """A worker as routers see it. `capacity` is its `max_inputs`; only a `ready` one is sent new inputs.
 
+    `actor` is an `ActorReference`: over the direct lane a router has no use for the handle.
     `direct` is None for one that can be reached by actor calls only.
     """
 

@@ -17,7 +17,7 @@ import pytest
 import ray
 
 import gworker as gw
-from gworker import app as app_module
+from gworker.control import controller as controller_module
 from gworker.control.controller import ControllerBoot
 from gworker.router import deployment
 from gworker.router.membership import PoolKey
@@ -564,7 +564,7 @@ def test_the_replacement_reaps_workers_that_nobody_knows(
 def test_workers_that_find_no_controller_drain_and_end(
     app: Any, ledger: Any, pids: Any, gone: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app_module, "ControllerBoot", functools.partial(ControllerBoot, orphaned_s=3.0))
+    monkeypatch.setattr(controller_module, "ControllerBoot", functools.partial(ControllerBoot, orphaned_s=3.0))
     define(app, ledger, min_workers=1)
     app.deploy()
     (pid,) = pids(app, "Echo")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -55,6 +57,25 @@ def test_the_first_call_starts_a_worker_and_later_ones_find_it_until_the_app_is_
     app.stop()
     assert not app.status().running
     assert Lazy().pid.remote() != first, "a later call starts it again"
+
+
+def test_a_worker_imports_nothing_that_only_callers_and_controllers_need(app: Any) -> None:
+    @app.cls(cpu=0.1)
+    class Lean:
+        @gw.on_enter()
+        def load(self) -> None:
+            self.imported = set(sys.modules)
+
+        @gw.method()
+        def modules(self) -> set[str]:
+            return self.imported
+
+    ours = {name for name in Lean().modules.remote() if name.partition(".")[0] == "gworker"}
+    unwanted = {"gworker.control", "gworker.http", "gworker.cli", "gworker.router.client", "gworker.router.router"}
+    assert not ours & unwanted
+    assert len(ours) <= 60, "each costs a start half a millisecond, two where there is no byte code"
+    ready = next(e for e in app.status().events if e.action == "ready")
+    assert re.search(r"[\d.]+ s until its process was up, [\d.]+ s to load, [\d.]+ s in on_enter", ready.reason)
 
 
 def test_workers_are_added_with_demand_and_never_beyond_max_workers(

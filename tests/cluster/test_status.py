@@ -112,7 +112,9 @@ def test_showing_things_starts_nothing_and_asks_nobody(make_app: Any, monkeypatc
 
     for name in ("get", "wait", "init"):
         monkeypatch.setattr(ray, name, lambda *a, **k: pytest.fail("Ray was asked"))
-    monkeypatch.setattr("gworker.app.create_controller", lambda *a, **k: pytest.fail("the app was started"))
+    monkeypatch.setattr(
+        "gworker.control.controller.create_controller", lambda *a, **k: pytest.fail("the app was started")
+    )
     handle = Classifier(threshold=0.7)
     for shown, words in (
         (app, [app.name, "Classifier", "classify", "A100"]),

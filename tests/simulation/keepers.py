@@ -68,7 +68,7 @@ class Keeper:
             timer.cancel()
 
     def _follow(self, process: Process) -> None:
-        self.process = self.worker.actor = process
+        self.process = self.worker.actor = self.worker.reference = process
         process.on_placed = self._placed
         process.on_entered = self._entered
         process.on_death = self._died

@@ -16,7 +16,7 @@ from gworker.control import keeper as keeper_module
 from gworker.control import placement as placement_module
 from gworker.control.board import Route
 from gworker.control.controller import Controller, ControllerBoot
-from gworker.control.pool import Pool
+from gworker.control.pool import DEMAND_EXPIRES_S, Pool
 from gworker.control.rollout import Phase
 from gworker.control.workers import WorkerState
 from gworker.errors import NotFound, PoolUnavailable
@@ -556,6 +556,39 @@ async def test_a_version_that_a_controller_never_heard_of_is_not_reported_as_ser
     await controller.deploy(classes(deployed(min_workers=1)))
     await world.pass_time(2)
     assert (await controller.progress(7)).phase is Phase.FAILED
+
+
+async def test_a_report_that_overtakes_the_definition_of_its_pool_counts_as_soon_as_that_is_there(world: World) -> None:
+    controller = await world.controller()
+    echo = deployed().default_pool
+    assert echo is not None
+    await controller.deploy(classes(deployed(min_workers=0)))
+    await world.pass_time(2)
+    variant = replace(echo, key=PoolKey("Echo", variant="max_pending=1"))
+    await controller.report("router", variant.key, Demand(1, 0))
+    await world.pass_time(0.1)
+    assert world.workers == {}
+    await controller.watch("router", variant.key, None, variant)
+    await world.pass_time(0.1)
+    assert len(world.workers) == 1, "a router repeats its report only after a quarter of a second"
+
+
+async def test_a_report_on_a_pool_that_is_not_there_is_forgotten_with_its_router(world: World) -> None:
+    controller = await world.controller()
+    for number in range(5):
+        await controller.report(f"router-{number}", PoolKey(f"Nothing{number}"), Demand(1, 0))
+        await world.pass_time(DEMAND_EXPIRES_S)
+    assert len(controller._early) == 1
+
+
+async def test_a_worker_is_told_to_start_together_with_its_creation(world: World) -> None:
+    controller = await world.controller()
+    world.room = 0
+    await controller.deploy(classes(deployed(min_workers=1)))
+    await world.pass_time(1)
+    (worker,) = world.workers.values()
+    assert not worker.placed
+    assert worker.starts == 1, "Ray keeps the call until the process is there: no round trip is waited for"
 
 
 async def test_a_controller_that_dies_while_versions_swap_knows_how_large_the_old_one_was(world: World) -> None:
