@@ -38,7 +38,7 @@ def rows(connections: int) -> list[Row]:
 
 def main() -> None:
     """Run the benchmark."""
-    bench = Benchmark(__doc__, [row for n in CONNECTIONS for row in rows(n)], rounds=4)
+    bench = Benchmark(__doc__, [row for n in CONNECTIONS for row in rows(n)], rounds=3)
     bench.run(contenders("echo", [b'{"x": 5}'], 1.0 if bench.quick else 2.0), CONNECTIONS)
     bench.finish()
 
