@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 # In the order of RESULTS.md; what takes longer than its limit in seconds is ended.
 LIMITS_S = {
     "calls": 240,
-    "arrays": 180,
+    "arrays": 240,
     "http_echo": 240,
     "http_batching": 300,
     "batching": 240,
@@ -35,6 +35,7 @@ LIMITS_S = {
     "fairness": 300,
     "recovery": 180,
     "updates": 180,
+    "scheduling": 180,
     "control": 180,
 }
 RESULTS = HERE / "results.json"
@@ -54,7 +55,9 @@ def measure(name: str, flags: list[str]) -> dict[str, Any]:
         finally:
             stop(process)
         written: dict[str, Any] = json.loads(Path(file.name).read_bytes() or b"{}")
-    return {**(written or {"name": name}), **({"ended": ended} if ended else {})}
+    if "rows" not in written:
+        return {"name": name, "ended": ended or "did not write a report of the harness"}
+    return {**written, "ended": ended}
 
 
 def main() -> int:
@@ -77,12 +80,10 @@ def main() -> int:
         verdict for report in reports.values() if "rows" in report for _, verdict in verdicts(Report.read(report))
     ]
     met, missed = (sum(verdict.met is met for verdict in judged) for met in (True, False))
-    print(
-        f"\n{len(chosen)} benchmarks in {time.monotonic() - started:.0f} s; promises: {met} met, {missed} missed, ",
-        end="",
-    )
-    print(f"{len(judged) - met - missed} not measured. See {os.path.relpath(HERE / 'RESULTS.md')}")
-    return int(any("ended" in found[name] for name in chosen))
+    print(f"\nMeasured {', '.join(chosen) or 'nothing'} in {time.monotonic() - started:.0f} s.", end=" ")
+    print(f"Promises: {met} met, {missed} missed, {len(judged) - met - missed} not measured.", end=" ")
+    print(f"See {os.path.relpath(HERE / 'RESULTS.md')}.")
+    return int(any(found[name]["ended"] for name in chosen))
 
 
 def _arguments() -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """A contender in a process of its own, with an environment of its own: it is told cases and answers figures.
 
-Both speak JSON, one line a message, over the child's standard input and output. What the child prints goes to its
-standard error, which is kept and told when something goes wrong.
+Both speak JSON, one line a message, over the child's standard input and output. What the child prints once it answers
+goes to its standard error, which is kept, and told when something goes wrong.
 """
 
 from __future__ import annotations
@@ -90,6 +90,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         for child in psutil.wait_procs(started, timeout=3)[1]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 def _answer(process: subprocess.Popen[bytes], errors: Any, limit_s: float) -> Mapping[str, float]:

@@ -105,7 +105,7 @@ def bare(for_s: float) -> Iterator[Measure]:
 
 def main() -> None:
     """Run the benchmark."""
-    bench = Benchmark(__doc__, ROWS)
+    bench = Benchmark(__doc__, ROWS, rounds=4)
     for_s = 0.1 if bench.quick else 0.3
     contenders = [
         Contender("gworker", lambda: ours("direct", for_s)),

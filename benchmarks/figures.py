@@ -199,11 +199,7 @@ def section(report: Report) -> str:
 def results(reports: Mapping[str, Mapping[str, Any]]) -> str:
     """RESULTS.md: what was measured where, then a section for each report as it was read from JSON."""
     read = [Report.read(report) for report in reports.values() if "rows" in report]
-    lost = [
-        f"- `{name}` {report['ended']}, and has written nothing."
-        for name, report in reports.items()
-        if "rows" not in report
-    ]
+    lost = [f"- `{name}` {report['ended']}." for name, report in reports.items() if "rows" not in report]
     dated = sorted((report for report in read if report.about_run), key=lambda report: report.about_run["date"])
     judged = [verdict for report in read for _, verdict in verdicts(report)]
     parts = ["# Results", INTRO]

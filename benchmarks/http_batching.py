@@ -29,7 +29,9 @@ def main() -> None:
     """Run the benchmark."""
     bench = Benchmark(__doc__, ROWS, rounds=3)
     bodies = [json.dumps({"text": text}).encode() for text in TEXTS.read_text(encoding="utf-8").splitlines()]
-    servers = contenders("embed", bodies, 3.0 if bench.quick else 8.0, without=["FastAPI"])
+    servers = contenders(
+        "embed", bodies, 3.0 if bench.quick else 8.0, without=["FastAPI", "Ray Serve (throughput, direct)"]
+    )
     bench.run(servers, [CONNECTIONS])
     bench.finish()
 

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,44 +23,58 @@ from harness import Contender
 
 HERE = Path(__file__).parent
 START_S = 90.0
-# In this mode replicas answer HTTP themselves, from this port on; going through Ray Serve's proxy is slower.
+
+
+@dataclass(frozen=True)
+class Server:
+    """A script in `servers/`, the paths that are not `/echo` and `/embed`, and the environment it needs.
+
+    `direct`: what is measured is the port of Ray Serve's replica itself, which it has in its throughput mode.
+    """
+
+    name: str
+    script: str
+    paths: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    direct: bool = False
+
+
 THROUGHPUT = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_DEFAULT_HTTP_HOST": "127.0.0.1"}
-# Name, script, the path where it differs, and the environment.
-SERVERS: list[tuple[str, str, dict[str, str], dict[str, str]]] = [
-    ("gworker", "gworker_server.py", {"echo": "/v1/Echo/echo", "embed": "/v1/Embedder/embed"}, {}),
-    ("FastAPI", "fastapi_server.py", {}, {}),
-    ("Ray Serve", "serve_server.py", {}, {}),
-    ("Ray Serve (throughput)", "serve_server.py", {}, THROUGHPUT),
-    ("LitServe", "litserve_server.py", {}, {}),
-    ("mosec", "mosec_server.py", {}, {}),
+SERVERS = [
+    Server("gworker", "gworker_server.py", {"echo": "/v1/Echo/echo", "embed": "/v1/Embedder/embed"}),
+    Server("FastAPI", "fastapi_server.py"),
+    Server("Ray Serve", "serve_server.py"),
+    Server("Ray Serve (throughput)", "serve_server.py", env=THROUGHPUT),
+    Server("Ray Serve (throughput, direct)", "serve_server.py", env=THROUGHPUT, direct=True),
+    Server("LitServe", "litserve_server.py"),
+    Server("mosec", "mosec_server.py"),
 ]
 
 
 def contenders(which: str, bodies: Sequence[bytes], seconds: float, *, without: Sequence[str] = ()) -> list[Contender]:
     """Every server that has the route `which`. A case is a number of connections."""
 
-    def contender(name: str, script: str, paths: Mapping[str, str], env: Mapping[str, str]) -> Contender:
-        path = paths.get(which, f"/{which}")
-        return Contender(name, lambda: served(script, which, path, bodies, seconds, env))
+    def contender(server: Server) -> Contender:
+        return Contender(server.name, lambda: served(server, which, bodies, seconds))
 
-    return [contender(*server) for server in SERVERS if server[0] not in without]
+    return [contender(server) for server in SERVERS if server.name not in without]
 
 
 @contextlib.contextmanager
-def served(
-    script: str, which: str, path: str, bodies: Sequence[bytes], seconds: float, env: Mapping[str, str]
-) -> Iterator[Measure]:
+def served(server: Server, which: str, bodies: Sequence[bytes], seconds: float) -> Iterator[Measure]:
     """Start a server, and measure it with so many connections for so long; its figures end in their number."""
     port = free_port()
+    path = server.paths.get(which, f"/{which}")
+    own = port if server.direct else port + 1
     with tempfile.TemporaryFile() as log, tempfile.NamedTemporaryFile() as file:
         file.write(b"\n".join(bodies))
         file.flush()
-        command = [sys.executable, str(HERE / "servers" / script), which, str(port)]
+        command = [sys.executable, str(HERE / "servers" / server.script), which, str(port)]
         env = {
             **os.environ,
-            **env,
-            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port),
-            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port + 100),
+            **server.env,
+            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(own),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(own + 100),
         }
         process = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
         try:

@@ -1,9 +1,9 @@
 """Cold start and recovery: how soon a pool serves, and what supervision costs.
 
 From zero workers to the first result, beside the peer: create a bare Ray actor, run the same `on_enter` (0.2 s), one
-call. From `kill -9` of the only worker to the next result, beside that cold start. How long a probe that hangs goes
-unnoticed, beside the worst case that `describe()` prints. And the share of a core that the controller takes with 20
-workers, each probed every second.
+call. From `kill -9` of the only worker to the next result, beside that cold start. How long several workers take to
+come up at once, beside as many bare actors. How long a probe that hangs goes unnoticed, beside the worst case that
+`describe()` prints. And the share of a core that the controller takes with 20 workers, each probed every second.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ ENTER_S = 0.2
 # Ray prestarts processes in place of those that it has given away: neither side shall find more of them than the other.
 SETTLE_S = 1.0
 app = gw.App("bench-recovery")
+AT_ONCE = 8
 HUNG = gw.Probe.on("health", period_s=0.5, timeout_s=0.5, failures=3)
 
 
@@ -77,6 +78,23 @@ class Probed:
         return True
 
 
+@app.cls(cpu=0, max_workers=AT_ONCE)
+class Trivial:
+    """Has nothing to load."""
+
+    @gw.method()
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@ray.remote(num_cpus=0)
+class BareTrivial:
+    """The peer of Trivial."""
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
 @ray.remote(num_cpus=0)
 class BareModel:
     """The peer: the same start, without anything around it."""
@@ -105,6 +123,20 @@ def bare_cold_start() -> float:
 
     taken_s = seconds(start)
     ray.kill(actors[0])
+    return taken_s
+
+
+def bare_at_once() -> float:
+    """Several bare actors, each called once."""
+    actors = []
+
+    def start() -> None:
+        actors.extend(BareTrivial.remote() for _ in range(AT_ONCE))
+        ray.get([actor.pid.remote() for actor in actors])
+
+    taken_s = seconds(start)
+    for actor in actors:
+        ray.kill(actor)
     return taken_s
 
 
@@ -152,7 +184,7 @@ def bare() -> Iterator[Measure]:
         if case == "recovery":
             return {}
         time.sleep(SETTLE_S)
-        return {"cold_s": bare_cold_start()}
+        return {"at_once_s": bare_at_once()} if case == "at once" else {"cold_s": bare_cold_start()}
 
     yield measure
 
@@ -168,7 +200,11 @@ def ours() -> Iterator[Measure]:
         time.sleep(SETTLE_S)
         if case == "recovery":
             return {"recovery_s": recovery(latest[-1])}
-        latest.append(Model.with_options(max_pending=9_000 + next(rounds))())
+        number = 9_000 + next(rounds)
+        if case == "at once":
+            many = Trivial.with_options(min_workers=AT_ONCE, max_pending=number)()
+            return {"at_once_s": seconds(lambda: many._router().when_ready(AT_ONCE).result())}
+        latest.append(Model.with_options(max_pending=number)())
         return {"cold_s": cold_start(latest[-1])}
 
     yield measure
@@ -180,12 +216,13 @@ def main() -> None:
     rows = [
         Row("cold_s", "from zero workers to the first result", "s", (more(0.15, "Ray actor"),)),
         Row("recovery_s", "kill -9 of the only worker to the next result", "s", (more(0.15, "gworker", row="cold_s"),)),
+        Row("at_once_s", f"{AT_ONCE} workers at once, nothing to load", "s"),
         Row("detection_s", "a hanging probe is noticed", "s", (value(worst_s),)),
         Row("controller", "controller with 20 workers probed every second", "cores"),
     ]
-    bench = Benchmark(__doc__, rows, rounds=7, quick_rounds=3)
+    bench = Benchmark(__doc__, rows, rounds=7, quick_rounds=2)
     start_ray(8)
-    bench.run([Contender("gworker", ours), Contender("Ray actor", bare)], ["cold", "recovery"])
+    bench.run([Contender("gworker", ours), Contender("Ray actor", bare)], ["cold", "recovery", "at once"])
     for _ in range(1 if bench.quick else 3):
         bench.record("detection_s", detection())
     app.stop(drain=False)

@@ -46,7 +46,7 @@ if __name__ == "__main__":
         api = Echo(api_path="/echo")
     else:
         api = Embedder(api_path="/embed", max_batch_size=minilm.MAX_BATCH_SIZE, batch_timeout=minilm.WAIT_MS / 1000)
-    server = litserve.LitServer(api, accelerator="cpu", fast_queue="--slow" not in sys.argv)
+    server = litserve.LitServer(api, accelerator="cpu")
     server.run(
         host="127.0.0.1",
         port=int(port),

@@ -1,7 +1,7 @@
 """Ray Serve with one replica: `python serve_server.py echo|embed PORT`.
 
-With `RAY_SERVE_THROUGHPUT_OPTIMIZED=1` it is the replica that listens on PORT, as
-`RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT` says, and the proxy gets another one.
+With `RAY_SERVE_THROUGHPUT_OPTIMIZED=1` the replica listens as well, on `RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT`; where
+that is PORT, Ray Serve's proxy takes the next one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DEPLOYMENTS = {"echo": Echo, "embed": Embedder}
 if __name__ == "__main__":
     which, port = sys.argv[1:]
     ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
-    proxy_port = int(port) + 1 if os.environ.get("RAY_SERVE_THROUGHPUT_OPTIMIZED") == "1" else int(port)
-    serve.start(http_options={"host": "127.0.0.1", "port": proxy_port})
+    direct = os.environ.get("RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT") == port
+    serve.start(http_options={"host": "127.0.0.1", "port": int(port) + direct})
     serve.run(DEPLOYMENTS[which].bind(), route_prefix=f"/{which}", blocking=False)
     signal.pause()

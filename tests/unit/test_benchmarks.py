@@ -14,8 +14,22 @@ from typing import Any
 import figures
 import harness
 import pytest
+from apart import apart
 from figures import Report, Row, judge, more, ratio, times, value
 from harness import Benchmark, Contender, rotated
+from http_load import complete
+
+CHILD = """
+import contextlib, os, sys
+from apart import answer
+
+def measure(case):
+    print("what is printed is no answer", flush=True)
+    return {"k": float(os.environ["FOO"]) / (1 / case)}
+
+assert sys.argv[1:] == ["--contender", "peer", "--quick"]
+answer(contextlib.nullcontext(measure))
+"""
 
 
 def row(*promises: figures.Promise, more_is_better: bool = False, **values: list[float | None]) -> Row:
@@ -168,6 +182,35 @@ def test_a_contender_that_fails_is_left_out_from_then_on_and_the_others_go_on(
     )
     assert bench.report.rows[0].values == {"gworker": [2.0, 2.0, 2.0], "once": [1.0, None, None]}
     assert bench.report.failed == {"no": "did not start: OSError: no such server", "once": "failed: StopIteration: "}
+
+
+@pytest.mark.slow
+def test_a_contender_in_a_process_of_its_own_has_its_environment_and_its_failures_are_told(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(CHILD)
+    with apart(
+        str(script), "peer", "--quick", env={"PYTHONPATH": str(Path(figures.__file__).parent), "FOO": "7"}
+    ) as ask:
+        assert ask(2) == {"k": 14.0}
+        with pytest.raises(RuntimeError, match="ZeroDivisionError: division by zero"):
+            ask(0)
+        assert ask(1) == {"k": 7.0}
+    with pytest.raises(RuntimeError, match=r"it ended: .*ModuleNotFoundError"), apart(str(script), "peer"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("answer", "whole"),
+    [
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", True),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{", False),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n", False),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", True),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n", False),
+    ],
+)
+def test_the_load_waits_for_the_whole_of_an_answer(answer: bytes, whole: bool) -> None:
+    assert complete(answer) is whole
 
 
 def test_every_name_comes_first_once() -> None:
