@@ -1,10 +1,11 @@
-"""What it costs a router to choose among many workers: CPU time, without Ray and without workers.
+"""What many workers cost a router and its controller: CPU time and bytes, without Ray and without workers.
 
     python benchmarks/scheduling.py [--calls 20000] [--json FILE]
 
 Reports, for 1, 10, 100 and 1,000 workers, the time of one choice by `Choice` beside that of looking at every worker (the
-peer, in the same run), when calls end one by one and each end makes room for the next (saturated), and when one call
-after the other finds all workers idle.
+peer, in the same run): when calls end one by one and each end makes room for the next (saturated), and when one call
+after the other finds all workers idle. Then what it takes to tell one router of as many workers that join one by one,
+by changes and by whole views: bytes, and CPU time on both sides together.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import platform
 import random
 import time
@@ -20,11 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import gworker as gw
+from gworker.control.viewlog import ViewLog
 from gworker.router.choice import Choice
 from gworker.router.lanes import Room
+from gworker.router.membership import DirectAddress, PoolState, PoolView, WorkerView
+from gworker.router.roster import Roster
 
 SIZES = (1, 10, 100, 1000)
 CAPACITY = 4
+# The size of a pickled actor handle of Ray 2.60.
+HANDLE_BYTES = 285
 
 
 class Worker:
@@ -105,6 +112,31 @@ def ns(measure: Callable[[Any, list[Worker], int], float], rule: type, count: in
     return min(times)
 
 
+def joining(count: int, *, whole: bool) -> tuple[float, float]:
+    """Bytes, and CPU seconds of making, packing, unpacking and taking the news, until a router knows all workers."""
+    views = [
+        WorkerView(
+            f"Model-{n}",
+            os.urandom(HANDLE_BYTES),
+            CAPACITY,
+            True,
+            DirectAddress("n" * 56, f"/tmp/gworker-{n}-abcdefgh/direct", n, os.urandom(32)),
+        )
+        for n in range(count)
+    ]
+    log, roster = ViewLog("epoch"), Roster()
+    nbytes = 0
+    start = time.process_time()
+    for n in range(count):
+        log.record(PoolView(0, PoolState.SCALING, tuple(views[: n + 1])))
+        packed = pickle.dumps(log.since(None if whole else roster.known), protocol=5)
+        nbytes += len(packed)
+        roster.take(pickle.loads(packed))
+    spent_s = time.process_time() - start
+    assert len(roster.workers) == count
+    return nbytes, spent_s
+
+
 def main() -> None:
     """Run the benchmark and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -119,6 +151,11 @@ def main() -> None:
             by_size = {n: ns(measure, rule, n, given.calls) for n in SIZES}
             found.setdefault(name, {})[rule.__name__] = by_size
             print(f"{name + ', ' + rule.__name__:34}" + "".join(f"{by_size[n]:18,.0f}" for n in SIZES))
+    told: dict[str, dict[int, tuple[float, float]]] = {}
+    print(f"\n{'workers that join: MB, CPU s':34}" + "".join(f"{n:>10} workers" for n in SIZES))
+    for name, whole in (("whole views", True), ("changes", False)):
+        told[name] = {n: joining(n, whole=whole) for n in SIZES}
+        print(f"{name:34}" + "".join(f"{b / 1e6:10.3f} {s:7.3f}" for b, s in told[name].values()))
     if given.json:
         machine = {
             "cores": os.cpu_count(),
@@ -126,7 +163,7 @@ def main() -> None:
             "python": platform.python_version(),
             "gworker": gw.__version__,
         }
-        given.json.write_text(json.dumps({"machine": machine, "choice_ns": found}, indent=2) + "\n")
+        given.json.write_text(json.dumps({"machine": machine, "choice_ns": found, "joining": told}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
