@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import operator
 from collections.abc import Iterable
 from dataclasses import replace
 
 from gworker import clock
 from gworker.control.pool import Pool
+from gworker.control.viewlog import ViewLog
 from gworker.errors import GWorkerError
 from gworker.router.membership import PoolKey, PoolState, PoolView
 
@@ -27,17 +30,26 @@ class Route:
 
     def __init__(self, pools: list[Pool], epoch: str) -> None:
         self.pools = pools
-        self.view = PoolView(0, PoolState.SCALING, (), epoch=epoch)
+        self._log = ViewLog(epoch)
+        self._latest: list[PoolView] = []
         self.changed = asyncio.Event()
         self._seen: dict[str, tuple[int, float]] = {}
 
     def refresh(self) -> None:
         """Bring the view up to date, and wake those who wait for it if they have something to learn."""
-        view = combined([pool.view for pool in self.pools])
-        if self.view.version and view.tells_the_same_as(self.view):
-            return
-        self.view = replace(view, version=self.view.version + 1, epoch=self.view.epoch)
-        self.wake()
+        before, self._latest = self._latest, [pool.view for pool in self.pools]
+        unchanged = len(before) == len(self._latest) and all(map(operator.is_, before, self._latest))
+        if not unchanged and self._log.record(combined(self._latest)):
+            self.wake()
+
+    @property
+    def view(self) -> PoolView:
+        """The whole view as it is now."""
+        return self._log.view
+
+    def news(self, known: tuple[str, int] | None) -> PoolView:
+        """What a router is to be told that knows this version, (epoch, version): the changes, or the whole view."""
+        return self._log.since(known)
 
     def wake(self) -> None:
         """Have those who wait look again."""
@@ -60,17 +72,21 @@ class Route:
 
 
 class Board:
-    """The routes of one app. `epoch` names this controller: one that was restarted counts its versions anew."""
+    """The routes of one app. `epoch` names this controller: one that was restarted counts its versions anew.
+
+    So does a route that is made anew; to routers each is an epoch of its own.
+    """
 
     def __init__(self, epoch: str) -> None:
         self._epoch = epoch
         self._routes: dict[PoolKey, Route] = {}
+        self._numbers = itertools.count(1)
 
     def show(self, key: PoolKey, *pools: Pool) -> None:
         """Have these pools behind a key, the newest last."""
         route = self._routes.get(key)
         if route is None:
-            route = self._routes[key] = Route(list(pools), self._epoch)
+            route = self._routes[key] = Route(list(pools), f"{self._epoch}-{next(self._numbers)}")
         route.pools = list(pools)
         route.refresh()
 
@@ -93,17 +109,20 @@ class Board:
         return PoolView(0, PoolState.READY, (), failure=why, epoch=self._epoch, forgotten=True)
 
     async def next_view(self, router: str, key: PoolKey, known: tuple[str, int] | None) -> PoolView:
-        """The view once it is not the `known` one, (epoch, version), or after a while the same one again."""
+        """What has changed once the view is not the `known` one, (epoch, version); after a while, that nothing has.
+
+        The whole view for a router that knows none of ours, or one that is too old.
+        """
         end = clock.now() + WATCH_S
         while True:
             route = self._routes.get(key)
             if route is None:
                 return self.nothing()
-            if known is not None and known[0] == self._epoch:
+            if known is not None and known[0] == route.view.epoch:
                 route.saw(router, known[1])
             view = route.view
             if (view.epoch, view.version) != known or clock.now() >= end:
-                return view
+                return route.news(known)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(route.changed.wait(), max(0.0, end - clock.now()))
 

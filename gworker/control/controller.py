@@ -123,7 +123,7 @@ class Controller:
     async def watch(
         self, router: str, key: PoolKey, known: tuple[str, int] | None, definition: PoolDefinition | None
     ) -> PoolView:
-        """The pool's view once it is not the `known` one, (epoch, version), or after a while the same one again."""
+        """See `Board.next_view`. A router that knows nothing brings the `definition` of its pool along."""
         await self.begin()
         key = self._route_key(key)
         if definition is not None:

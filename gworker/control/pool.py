@@ -19,7 +19,7 @@ from gworker.control.workers import Worker, WorkerRecord, WorkerState, record_of
 from gworker.errors import GWorkerError, PoolUnavailable, StartupFailed, Unschedulable
 from gworker.observe.status import PoolStatus, WorkerStatus
 from gworker.probe import Probe, Verdict
-from gworker.router.membership import Demand, PoolDefinition, PoolState, PoolView, WorkerView
+from gworker.router.membership import Demand, PoolDefinition, PoolState, PoolView
 
 # A router that has not repeated its demand for this long is gone.
 DEMAND_EXPIRES_S = 5.0
@@ -456,7 +456,7 @@ class Pool:
         self._told_state = state
         routable = self._routable(now)
         workers = tuple(
-            WorkerView(w.id, w.reference, self.definition.max_inputs, w.id in routable, w.direct)
+            w.view(self.definition.max_inputs, w.id in routable)
             for w in self.workers.values()
             if w.serving or (w.draining and w.pid is not None)
         )

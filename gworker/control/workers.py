@@ -10,7 +10,7 @@ from typing import Any
 from gworker.control.health import Health
 from gworker.observe.status import WorkerStatus
 from gworker.probe import Probe
-from gworker.router.membership import DirectAddress
+from gworker.router.membership import DirectAddress, WorkerView
 
 
 class WorkerState(str, enum.Enum):
@@ -54,6 +54,20 @@ class Worker:
     unready_since: float | None = None
     replace_because: str = ""
     silent: bool = False
+    _view: WorkerView | None = field(default=None, repr=False, compare=False)
+
+    def view(self, capacity: int, ready: bool) -> WorkerView:
+        """What routers are told of it: the same object as before where nothing has changed."""
+        known = self._view
+        if (
+            known is None
+            or known.ready is not ready
+            or known.direct is not self.direct
+            or known.actor is not self.reference
+            or known.capacity != capacity
+        ):
+            known = self._view = WorkerView(self.id, self.reference, capacity, ready, self.direct)
+        return known
 
     @property
     def draining(self) -> bool:

@@ -87,18 +87,36 @@ class PoolView:
     def tells_the_same_as(self, other: PoolView) -> bool:
         """Whether a router that knows the other view has nothing to learn from this one."""
         return (
-            self.state is other.state
-            and len(self.workers) == len(other.workers)
+            len(self.workers) == len(other.workers)
             and all(
-                mine.id == theirs.id and mine.ready is theirs.ready
+                mine is theirs or (mine.id == theirs.id and mine.ready is theirs.ready)
                 for mine, theirs in zip(self.workers, other.workers, strict=True)
             )
+            and self.says_the_same_as(other)
+        )
+
+    def says_the_same_as(self, other: PoolView) -> bool:
+        """The same of what is not said of single workers."""
+        return (
+            self.state is other.state
             and self.waiting_for == other.waiting_for
             and str(self.failure) == str(other.failure)
             and self.notice == other.notice
             and self.start_error == other.start_error
             and self.app_version == other.app_version
         )
+
+
+@dataclass(frozen=True)
+class PoolChange(PoolView):
+    """What has changed in a view since version `since`: `workers` has only those that are new, or others than before.
+
+    `turned` has those that are ready now, or are not any more; `left` those that are gone.
+    """
+
+    since: int = 0
+    turned: tuple[tuple[str, bool], ...] = ()
+    left: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from gworker.router.choice import ASK_MORE_S, Choice
 from gworker.router.lanes import Lane
 from gworker.router.membership import Demand, PoolKey, PoolView, WorkerView
 from gworker.router.queue import CallQueue, promise
+from gworker.router.roster import Differences, Roster
 from gworker.wire import Busy, Cancel, Credit, Ended, Failure, Item, Raised, Returned, Started
 
 log = logging.getLogger("gworker.router")
@@ -50,9 +51,9 @@ class PoolSource(Protocol):
     """Where a router learns of its pool, and reports to: the controller, seen from here."""
 
     async def watch(self, router: str, key: PoolKey, known: tuple[str, int] | None) -> PoolView:
-        """The pool's view once it is not the `known` one, (epoch, version). Raises when the controller is gone.
+        """The pool's view once it is not the `known` one, (epoch, version), or a PoolChange since that one.
 
-        Asking says that the router acts on the known one already.
+        Asking says that the router acts on the known one already. Raises when the controller is gone.
         """
         ...
 
@@ -124,7 +125,10 @@ class Router:
         self._asking: asyncio.TimerHandle | None = None
         self._lost_at: dict[str, float] = {}
         self._sessions = itertools.count(1)
-        self._view: PoolView | None = None
+        self._roster = Roster()
+        # Workers that serve and have no link, as theirs broke lately; links with calls whose worker has left the pool.
+        self._unlinked: dict[str, None] = {}
+        self._leaving: dict[str, Link] = {}
         self._closed: GWorkerError | None = None
         self._reported = Demand(0, 0)
         self._errors: dict[str, int] = {}
@@ -160,7 +164,7 @@ class Router:
 
     def missing(self) -> str:
         """What the pool lacks, in words, whether or not some workers serve."""
-        view = self._view
+        view = self._roster.view
         return "the controller's first answer" if view is None else view.waiting_for
 
     def when_ready(self, count: int = 1) -> concurrent.futures.Future[None]:
@@ -174,7 +178,7 @@ class Router:
         self._tell_ready_waiters()
 
     def _tell_ready_waiters(self) -> None:
-        view = self._view
+        view = self._roster.view
         failure = self._closed or (view.failure if view is not None else None)
         ready = len(self._choice)
         waiters, self._ready_waiters = self._ready_waiters, []
@@ -221,7 +225,7 @@ class Router:
         """Why no call is taken any more: the router is closed, or the pool has failed and nothing of it serves."""
         if self._closed is not None:
             return self._closed
-        view = self._view
+        view = self._roster.view
         # What is said of a pool that is not kept may be old: it is asked for again.
         if view is None or view.failure is None or view.forgotten or self._has_ready_links():
             return None
@@ -382,6 +386,8 @@ class Router:
         link.broken = True
         self._links.pop(link.worker.id, None)
         self._choice.remove(link)
+        if link.worker.id in self._roster.workers:
+            self._unlinked[link.worker.id] = None
         self._lost_at[link.worker.id] = clock.now()
         self._errors[link.worker.id] = self._errors.get(link.worker.id, 0) + 1
         calls, link.calls = list(link.calls.values()), {}
@@ -465,13 +471,13 @@ class Router:
     # --- the pool -------------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        known: tuple[str, int] | None = None
+        roster = self._roster
         while self._closed is None:
-            if known is None and self._view is not None and (not self._live or self._view.failure is not None):
+            if roster.known is None and roster.view is not None and (not self._live or roster.view.failure is not None):
                 self._needed.clear()  # the controller keeps the pool no more, and no new call needs it
                 await self._needed.wait()
             try:
-                view = await self.source.watch(self.name, self.key, known)
+                told = await self.source.watch(self.name, self.key, roster.known)
             except Exception as error:
                 self.close(
                     error
@@ -479,37 +485,58 @@ class Router:
                     else PoolUnavailable(f"{self._label}: the app's controller is gone: {death_reason(error)}")
                 )
                 return
-            known = None if view.forgotten else (view.epoch, view.version)
             try:
-                self._see(view)
+                differences = roster.take(told)
+                if differences is not None:
+                    self._see(told, differences)
             except Exception as error:  # a fault of our own ends the calls; without this they would wait for ever
                 log.exception("%s: following the pool failed inside gworker", self._label)
                 reason = f"following the pool failed inside gworker: {type(error).__name__}: {error}"
                 self.close(PoolUnavailable(f"{self._label}: {reason}"))
                 return
 
-    def _see(self, view: PoolView) -> None:
-        self._view = view
+    def _see(self, view: PoolView, differences: Differences) -> None:
+        """Act on what the controller has told; of the workers only on the differences."""
         if view.notice and view.notice not in _noticed and context.this_worker() is None:
             _noticed.add(view.notice)
             log.warning("%s", view.notice)
-        seen = {worker.id: worker for worker in view.workers}
-        self._lost_at = {worker_id: at for worker_id, at in self._lost_at.items() if worker_id in seen}
-        self._errors = {w: count for w, count in self._errors.items() if w in seen and seen[w].ready}
-        for link in list(self._links.values()):
-            now_seen = seen.get(link.worker.id)
-            self._set_ready(link, now_seen is not None and now_seen.ready)
-            if now_seen is None and not link.calls:
-                link.lane.close()
-                del self._links[link.worker.id]
-        for worker in view.workers:
-            if worker.ready and worker.id not in self._links and self._may_link(worker):
-                link = self._links[worker.id] = Link(self, worker)
-                self._choice.add(link)
+        workers = self._roster.workers
+        self._lost_at = {worker_id: at for worker_id, at in self._lost_at.items() if worker_id in workers}
+        self._errors = {w: count for w, count in self._errors.items() if w in workers and workers[w].ready}
+        for worker_id in differences.left:
+            self._unlinked.pop(worker_id, None)
+            if (link := self._links.get(worker_id)) is not None:
+                self._set_ready(link, False)
+                self._leaving[worker_id] = link
+        for worker in differences.changed:
+            if (link := self._links.get(worker.id)) is not None:
+                self._leaving.pop(worker.id, None)
+                self._set_ready(link, worker.ready)
+            elif worker.ready:
+                self._unlinked[worker.id] = None
+        self._link_and_unlink()
         if view.failure is not None and not self._has_ready_links():
             self._fail_all(view.failure)
         self._tell_ready_waiters()
         self.pump()
+
+    def _link_and_unlink(self) -> None:
+        """Link workers that have no link; close the links of those that have left, once our calls there have ended."""
+        workers = self._roster.workers
+        for worker_id in list(self._unlinked):
+            worker = workers.get(worker_id)
+            if worker is None or not worker.ready or worker_id in self._links:
+                del self._unlinked[worker_id]
+            elif self._may_link(worker):
+                del self._unlinked[worker_id]
+                link = self._links[worker_id] = Link(self, worker)
+                self._choice.add(link)
+        for worker_id, link in list(self._leaving.items()):
+            if not link.calls:
+                del self._leaving[worker_id]
+                if self._links.get(worker_id) is link:
+                    del self._links[worker_id]
+                    link.lane.close()
 
     def _set_ready(self, link: Link, ready: bool) -> None:
         link.ready = ready

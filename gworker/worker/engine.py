@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -82,9 +81,15 @@ class Run(Work):
         self._post(self, outcomes, error)
 
     def let_go(self) -> None:
-        """Refer to nothing that refers to this: what has ended is freed at once, and not by the garbage collector."""
-        self.inputs = ()
+        """It has ended: refer to nothing that refers to this, so that all is freed at once, and to no large argument.
+
+        A task that the method has left behind may still ask which call it came from.
+        """
         self.launched = None
+        for given in self.inputs:
+            given.run = None
+            if not isinstance(given.call.arguments, tuple):
+                given.call = given.call._replace(arguments=(None,))
 
 
 class Counters:
@@ -127,7 +132,6 @@ class Engine:
         self._idle.set()
         self._weigher = Crew("gworker-weigh", 1)
         self._unweighed: list[Input] = []
-        self._batch_numbers = itertools.count(1)
 
     # --- what callers ask ------------------------------------------------------------------------------------
 

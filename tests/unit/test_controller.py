@@ -23,7 +23,8 @@ from gworker.errors import NotFound, PoolUnavailable
 from gworker.options import Options
 from gworker.probe import Probe, Verdict
 from gworker.router import deployment
-from gworker.router.membership import Demand, DeployedClass, PoolDefinition, PoolKey, PoolView
+from gworker.router.membership import Demand, DeployedClass, PoolDefinition, PoolKey
+from gworker.router.roster import Roster
 from gworker.wire import Payload
 from gworker.worker.actor import ProbeReport, StartReport, WorkerBoot, WorkerStats
 
@@ -261,7 +262,7 @@ class FakeRouter:
     """A router that follows one pool, as `AppClient` does."""
 
     def __init__(self, controller: Controller, definition: PoolDefinition) -> None:
-        self.view: PoolView | None = None
+        self.roster = Roster()
         self.queued = 0
         self.slow_s = 0.0
         self._controller = controller
@@ -269,15 +270,13 @@ class FakeRouter:
         self._tasks = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(self._report())]
 
     async def _follow(self) -> None:
-        known: tuple[str, int] | None = None
-        key = self._definition.key
+        key, roster = self._definition.key, self.roster
         while True:
-            definition = self._definition if known is None else None
-            view = await self._controller.watch("router", key, known, definition)
+            definition = self._definition if roster.known is None else None
+            told = await self._controller.watch("router", key, roster.known, definition)
             await asyncio.sleep(self.slow_s)
-            self.view = view
-            known = None if self.view.forgotten else (self.view.epoch, self.view.version)
-            while known is None and (not self.queued or self.view.failure is not None):  # noqa: ASYNC110  # what a test sets is no event
+            roster.take(told)
+            while roster.known is None and (not self.queued or told.failure is not None):  # noqa: ASYNC110  # what a test sets is no event
                 await asyncio.sleep(0.25)
 
     async def _report(self) -> None:
@@ -287,7 +286,7 @@ class FakeRouter:
             await asyncio.sleep(0.25)
 
     def ready(self) -> list[str]:
-        return [] if self.view is None else sorted(w.id for w in self.view.workers if w.ready)
+        return sorted(w.id for w in self.roster.workers.values() if w.ready)
 
     async def close(self) -> None:
         for task in self._tasks:
