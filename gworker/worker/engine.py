@@ -174,6 +174,11 @@ class Engine:
         self._admission.wait(session, count)
         self._offer_room()
 
+    def caller_left(self, session: str) -> None:
+        """A caller is gone, and wants nothing any more."""
+        self._admission.leave(session)
+        self._offer_room()
+
     def room_for(self, session: str) -> int:
         """What the engine would take from this caller now."""
         return 0 if self.draining else self._admission.room_for(session, clock.now())

@@ -109,6 +109,11 @@ class Admission:
             self._promised -= offer[0]
             self._has_less(caller, offer[0])
 
+    def leave(self, caller: str) -> None:
+        """`caller` is gone: it wants nothing any more, whatever was refused to it."""
+        self._refused.pop(caller, None)
+        self.wait(caller, 0)
+
     def _leave_line(self, caller: str) -> None:
         self._line.drop(caller)
         del self._since[caller]
