@@ -66,7 +66,7 @@ def test_two_callers_in_two_processes_never_overfill_a_worker(
 def test_one_call_at_a_time_does_not_wait_behind_all_that_another_process_sends(
     shared_app: Any, ledger: Any, gate: Any, eventually: Any
 ) -> None:
-    service_s = 0.02
+    service_s = 0.04
 
     @shared_app.cls(cpu=0.1, max_workers=1)
     class Shared:
@@ -104,7 +104,7 @@ def test_one_call_at_a_time_does_not_wait_behind_all_that_another_process_sends(
     gate.open()
     done = flood.get(20)
     # The one that runs when it comes, perhaps one that was let in before, and its own.
-    assert sorted(times_s)[28] < 5 * service_s, times_s
+    assert sorted(times_s)[28] < 6 * service_s, times_s
     assert done > 30, "the other went on meanwhile"
 
 
