@@ -331,7 +331,7 @@ class Engine:
             reason = f"{run.label} is still running long after its timeout_s of {limit_s:g} s"
         self._on_trouble("wedged", reason)
 
-    def _finished(self, run: Run, outcomes: list[Outcome] | None, error: BaseException | None) -> None:
+    def _finished(self, run: Run, outcomes: Sequence[Outcome] | None, error: BaseException | None) -> None:
         self._runs.discard(run)
         for timer in run.timers:
             timer.cancel()
