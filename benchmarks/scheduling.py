@@ -2,10 +2,10 @@
 
     python benchmarks/scheduling.py [--calls 20000] [--json FILE]
 
-Reports, for 1, 10, 100 and 1,000 workers, the time of one choice by `Choice` beside that of looking at every worker,
-the peer, in the same run: when calls end one by one and each end makes room for the next (saturated), and when one
-call after the other finds all workers idle. Then what it takes to tell one router of as many workers that join one by one,
-by changes and by whole views: bytes, and CPU time on both sides together.
+Reports, for 1, 10, 100 and 1,000 workers, the time of one choice by `Choice` beside that of looking at every
+worker, the peer, in the same run: when calls end one by one and each end makes room for the next (saturated), and
+when one call after the other finds all workers idle. Then what it takes to tell one router of as many workers that
+join one by one, by changes and by whole views: bytes, and CPU time on both sides together.
 """
 
 from __future__ import annotations
