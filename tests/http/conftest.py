@@ -55,7 +55,7 @@ class FakeRouter:
     def cancel(self, call: RoutedCall) -> None:
         if not call.done:
             self._end(call, CallCancelled(f"{call.label} was cancelled"))
-            self.cancelled.append(call.method)
+            self.cancelled.append(call.plan.method)
 
     def grant(self, call: RoutedCall, count: int) -> None:
         """Room is never short here."""
@@ -70,15 +70,15 @@ class FakeRouter:
         call.sink.raised(Problem(error))
 
     async def _run(self, call: RoutedCall) -> None:
-        method = self._cls.spec.methods[call.method]
+        method = self._cls.spec.methods[call.plan.method]
         try:
             args, kwargs = unpack(call.arguments)
-            values = {} if call.parameters is None else unpack(call.parameters)
+            values = {} if call.plan.parameters is None else unpack(call.plan.parameters)
             target = make_view(self._instance, values) if values else self._instance
             if method.asgi:
-                function = await self._host(call.method)
+                function = await self._host(call.plan.method)
             else:
-                function = getattr(target, call.method)
+                function = getattr(target, call.plan.method)
             if method.batch is not None:
                 kwargs = {name: [value] for name, value in kwargs.items()}
             result = function(*args, **kwargs)
