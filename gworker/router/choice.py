@@ -51,6 +51,7 @@ class Choice(Generic[C]):
         self._offers: dict[C, None] = {}
         self._full: dict[C, None] = {}
         self._asked: dict[C, bool] = {}  # and whether it had been found full before
+        self._told: dict[C, None] = {}  # those that believe that we want room, whether or not they have said anything
         self._most = 0
 
     def __len__(self) -> int:
@@ -65,11 +66,12 @@ class Choice(Generic[C]):
             self._open.put(link, self._chance())
 
     def remove(self, link: C) -> bool:
-        """It may not be chosen any more. True where it was asked for room."""
+        """It may not be chosen any more. True where it is to be told that we want no room there."""
         self._open.drop(link)
         self._offers.pop(link, None)
         self._full.pop(link, None)
-        return self._asked.pop(link, None) is not None
+        self._asked.pop(link, None)
+        return self._told.pop(link, _NOT_THERE) is not _NOT_THERE
 
     def heard(self, link: C) -> None:
         """It has said something, or a call of ours there has ended: it may have room, or less load than before."""
@@ -139,6 +141,7 @@ class Choice(Generic[C]):
             self._offers.pop(link, None)
             self._open.drop(link)
             self._asked[link] = was_full
+            self._told[link] = None
             new.append(link)
         return new
 
@@ -152,8 +155,8 @@ class Choice(Generic[C]):
         return not self._full and not self._open
 
     def ask_no_more(self) -> list[C]:
-        """No call waits: those that are asked in vain. Found full, they stay so until they have said something."""
-        asked = list(self._asked)
+        """No call waits: those that are to be told. Found full, they stay so until they have said something."""
+        told = list(self._told)
         for link, was_full in self._asked.items():
             if was_full:
                 self._full[link] = None
@@ -161,5 +164,9 @@ class Choice(Generic[C]):
                 self._open.put(link)
         self._asked.clear()
         self._offers.clear()
+        self._told.clear()
         self._most = 0
-        return asked
+        return told
+
+
+_NOT_THERE = object()

@@ -230,3 +230,17 @@ def test_what_a_choice_costs_does_not_grow_with_the_workers() -> None:
         return (Worker.looks - before) / 500
 
     assert looks(1000) == looks(10) < 10
+
+
+def test_all_that_were_asked_are_told_when_nothing_waits_any_more_also_those_that_have_answered() -> None:
+    one, other = Worker("one"), Worker("other")
+    choice = choice_of(one, other)
+    one.others = other.others = 4
+    assert choice.pick() is None
+    assert set(choice.ask(1)) == {one, other}
+    one.others = 3
+    choice.heard(one)
+    assert choice.pick() is one
+    assert set(choice.ask_no_more()) == {one, other}
+    assert choice.ask_no_more() == []
+    assert not choice.remove(one)

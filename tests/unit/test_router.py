@@ -287,6 +287,9 @@ async def test_a_worker_is_sent_no_more_than_it_has_room_for_and_told_how_many_w
     bench.lane().returns(calls[1])
     assert sent_to(bench.lane(), calls) == [0, 1, 2]
     assert bench.lane().wanted == 2
+    for call in calls[2:]:
+        bench.lane().returns(call)
+    assert bench.lane().wanted == 0
 
 
 async def test_each_call_goes_to_the_least_loaded_worker(bench: Bench) -> None:
