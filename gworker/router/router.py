@@ -122,7 +122,6 @@ class Router:
         self._live: dict[int, RoutedCall] = {}
         self._links: dict[str, Link] = {}
         self._choice: Choice[Link] = Choice(chance)  # the links that are ready
-        self._wanted: set[Link] = set()  # those that were asked for room since calls wait
         self._asking: asyncio.TimerHandle | None = None
         self._lost_at: dict[str, float] = {}
         self._sessions = itertools.count(1)
@@ -281,7 +280,6 @@ class Router:
         """Have workers say when they have room; False where no more of them are asked for now."""
         asked = self._choice.ask(waiting)
         for link in asked:
-            self._wanted.add(link)
             link.lane.want(waiting)
         if self._asking is None and not self._choice.all_asked:
             self._asking = self._loop.call_later(ASK_MORE_S, self._ask_more)
@@ -293,11 +291,9 @@ class Router:
         self.pump()
 
     def _ask_no_more(self) -> None:
-        self._choice.ask_no_more()
         # Those that have answered meanwhile, too: they would go on offering their room, and keep it for us.
-        for link in self._wanted:
+        for link in self._choice.ask_no_more():
             link.lane.want(0)
-        self._wanted.clear()
         if self._asking is not None:
             self._asking.cancel()
             self._asking = None
@@ -391,7 +387,6 @@ class Router:
         link.broken = True
         self._links.pop(link.worker.id, None)
         self._choice.remove(link)
-        self._wanted.discard(link)
         if link.worker.id in self._roster.workers:
             self._unlinked[link.worker.id] = None
         self._lost_at[link.worker.id] = clock.now()
@@ -548,10 +543,7 @@ class Router:
         link.ready = ready
         if ready:
             self._choice.add(link)
-            return
-        self._choice.remove(link)
-        if link in self._wanted:
-            self._wanted.discard(link)
+        elif self._choice.remove(link):
             link.lane.want(0)  # or it would go on offering its room, and be asked again
 
     def _demand(self) -> Demand:
