@@ -1,28 +1,22 @@
-"""all-MiniLM-L6-v2 on CPU, one text a call: gworker's batches beside `encode` on the same texts, in turns in one run.
+"""Batches of all-MiniLM-L6-v2 on CPU: one text a call, beside `encode` on the same texts.
 
-    python benchmarks/batching.py [--threads 2] [--rounds 3] [--quick] [--json FILE]
+128 callers with real sentences, beside `encode` on the very batches that gworker made, in the order it made them. And
+512 callers with texts of mixed lengths (log-normal, from a few word pieces to 256), with a `weight` and without, beside
+`encode` on all texts at once, which sorts them by length, on the batches that gworker made of them, and on 64 after 64
+in order of arrival.
 
-1. 128 callers, real sentences: beside `encode` on the very batches that gworker made, in the order it made them.
-2. 512 callers, texts of mixed lengths (log-normal, from a few word pieces to 256): with a `weight` and without, beside
-   `encode` on all texts at once, which sorts them by length, and beside `encode` on 64 after 64 in order of arrival.
-
-The peer is a bare Ray actor with the same model and as many threads; it is handed all texts in one call. gworker's
-callers are tasks of this process, each with one text in flight; what they cost counts against gworker. Ray gives a
-worker as many OpenMP threads as it has CPUs, so `cpu=` is what sets torch's threads on both sides. Medians over the
-rounds.
+The peer is a bare Ray actor with the same model and as many threads; it is handed all texts in one call, before and
+after, because what else the machine does weighs on both sides. gworker's callers are tasks of this process, each with
+one text in flight; what they cost counts against gworker. Ray gives a worker as many OpenMP threads as it has CPUs, so
+`cpu=` is what sets torch's threads on both sides.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import logging
 import math
 import os
-import platform
 import random
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +25,8 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from figures import Row, times
+from harness import Benchmark, start_ray
 
 import gworker as gw
 
@@ -146,71 +142,64 @@ def call_with(callers: int, method: Any, texts: Sequence[str]) -> tuple[float, l
     return seconds(lambda: asyncio.run(all_of_them())), waits
 
 
-def measure_arrival_order(ours: Any, peer: Any, texts: Sequence[str], results: dict[str, list[float]]) -> None:
-    """128 callers, then `encode` on the same batches, twice: what else the machine does weighs on both sides."""
+PEER = "encode"
+ROWS = [
+    Row("same", "128 callers, texts/s; `encode` on the same batches", "",
+        (times(0.95, PEER, at_least=True),), more_is_better=True),
+    Row("alike", "512 callers, mixed lengths, with a weight, texts/s; `encode`, sorted", "",
+        (times(0.85, PEER, at_least=True),), more_is_better=True),
+    Row("alike_same", "the same; `encode` on the same batches", "", more_is_better=True),
+    Row("unlike", "512 callers, mixed lengths, no weight, texts/s; `encode` in order of arrival", "",
+        more_is_better=True),
+    Row("inputs", "inputs a batch, 128 callers", ""),
+    Row("alike_inputs", "inputs a batch, 512 callers, with a weight", ""),
+    Row("alike_p99_s", "512 callers, with a weight, p99", "s"),
+    Row("unlike_p99_s", "512 callers, no weight, p99", "s"),
+]  # fmt: skip
+
+
+def measure_arrival_order(bench: Benchmark, ours: Any, peer: Any, texts: Sequence[str]) -> None:
+    """128 callers, then `encode` on the same batches, twice."""
     ours.take_batches.remote()
     taken_s, _ = call_with(128, ours.embed, texts)
     batches = ours.take_batches.remote()
     peer_s = seconds(lambda: ray.get(peer.encode.remote(batches)))
     peer_s += seconds(lambda: ray.get(peer.encode.remote(batches)))
     taken_s += call_with(128, ours.embed, texts)[0]
-    results["128 callers"].append(2 * len(texts) / taken_s)
-    results["128, encode"].append(2 * len(texts) / peer_s)
-    results["128, inputs a batch"].append(len(texts) / len(batches))
+    bench.record("same", 2 * len(texts) / taken_s)
+    bench.record("same", 2 * len(texts) / peer_s, contender=PEER)
+    bench.record("inputs", len(texts) / len(batches))
 
 
-def measure_mixed(ours: Any, peer: Any, texts: Sequence[str], results: dict[str, list[float]]) -> None:
+def measure_mixed(bench: Benchmark, ours: Any, peer: Any, texts: Sequence[str]) -> None:
     """512 callers with and without a weight, and `encode` sorted and unsorted."""
+    count = len(texts)
     sorted_s = seconds(lambda: ray.get(peer.encode.remote([list(texts)])))
     ours.take_batches.remote()
     alike_s, alike_waits = call_with(512, ours.embed_alike, texts)
     batches = ours.take_batches.remote()
-    again_s = seconds(lambda: ray.get(peer.encode.remote([list(texts)])))
-    results["512 callers, weight"].append(len(texts) / alike_s)
-    # Sorted `encode` before and after: what else the machine does in between weighs on both sides.
-    results["512, encode, sorted"].append(2 * len(texts) / (sorted_s + again_s))
-    results["512, weight, inputs a batch"].append(len(texts) / len(batches))
-    results["512, weight, encode on the same batches"].append(
-        len(texts) / seconds(lambda: ray.get(peer.encode.remote(batches)))
-    )
-    mixed_s, mixed_waits = call_with(512, ours.embed, texts)
-    results["512 callers, no weight"].append(len(texts) / mixed_s)
-    results["512, encode, order of arrival"].append(
-        len(texts) / seconds(lambda: ray.get(peer.encode.remote(chunks(texts))))
-    )
-    for name, waits in (("weight", alike_waits), ("no weight", mixed_waits)):
-        results[f"512, {name}, p50 s"].append(float(np.percentile(waits, 50)))
-        results[f"512, {name}, p99 s"].append(float(np.percentile(waits, 99)))
+    sorted_s += seconds(lambda: ray.get(peer.encode.remote([list(texts)])))
+    same_s = seconds(lambda: ray.get(peer.encode.remote(batches)))
+    unlike_s, unlike_waits = call_with(512, ours.embed, texts)
+    arrival_s = seconds(lambda: ray.get(peer.encode.remote(chunks(texts))))
+    for row, mine_s, peer_s in (
+        ("alike", alike_s, sorted_s / 2),
+        ("alike_same", alike_s, same_s),
+        ("unlike", unlike_s, arrival_s),
+    ):
+        bench.record(row, count / mine_s)
+        bench.record(row, count / peer_s, contender=PEER)
+    bench.record("alike_inputs", count / len(batches))
+    bench.record("alike_p99_s", float(np.percentile(alike_waits, 99)))
+    bench.record("unlike_p99_s", float(np.percentile(unlike_waits, 99)))
 
 
-RATES = (
-    "128 callers",
-    "128, encode",
-    "512 callers, weight",
-    "512, encode, sorted",
-    "512, weight, encode on the same batches",
-    "512 callers, no weight",
-    "512, encode, order of arrival",
-)
-SHAPES = ("128, inputs a batch", "512, weight, inputs a batch")
-WAITS = tuple(f"512, {name}, {p} s" for name in ("weight", "no weight") for p in ("p50", "p99"))
-RATIOS = {
-    "128 callers / encode on the same batches": ("128 callers", "128, encode"),
-    "512 callers with a weight / sorted encode": ("512 callers, weight", "512, encode, sorted"),
-    "512 callers with a weight / encode on the same batches": (
-        "512 callers, weight",
-        "512, weight, encode on the same batches",
-    ),
-    "512 callers without a weight / sorted encode": ("512 callers, no weight", "512, encode, sorted"),
-    "encode in order of arrival / sorted encode": ("512, encode, order of arrival", "512, encode, sorted"),
-}
-
-
-def run(threads: int, rounds: int, texts_a_caller: int) -> dict[str, Any]:
-    """Measure everything; the report."""
+def main() -> None:
+    """Run the benchmark."""
+    bench = Benchmark(__doc__, ROWS, rounds=3, quick_rounds=1)
+    threads, texts_a_caller = os.cpu_count() or 1, 2 if bench.quick else 4
     sentences = SENTENCES.read_text(encoding="utf-8").splitlines()
-    ray.init(num_cpus=2 * threads + 1, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
-    results: dict[str, list[float]] = {name: [] for name in (*RATES, *SHAPES, *WAITS)}
+    start_ray(2 * threads + 1)
     ours = Embedder.with_options(cpu=threads)()  # pyright: ignore[reportAttributeAccessIssue]  # a type[T] to it
     peer = BareEmbedder.options(num_cpus=threads).remote()
     both = ours.threads.remote(), ray.get(peer.threads.remote())
@@ -218,60 +207,15 @@ def run(threads: int, rounds: int, texts_a_caller: int) -> dict[str, Any]:
         raise RuntimeError(f"torch has {both[0]} threads in gworker's worker and {both[1]} in the peer, not {threads}")
     ray.get(peer.encode.remote(chunks(sentences[:128])))
     call_with(128, ours.embed, sentences[:128])
-    for number in range(rounds):
-        shuffled = random.Random(number).sample(sentences, 128 * texts_a_caller)
-        measure_arrival_order(ours, peer, shuffled, results)
-        measure_mixed(ours, peer, mixed_texts(sentences, 512 * texts_a_caller, number), results)
     pieces = ray.get(peer.pieces.remote(mixed_texts(sentences, 512 * texts_a_caller, 0)))
+    lengths = ", ".join(f"p{p} {np.percentile(pieces, p):.0f}" for p in (10, 50, 90, 99))
+    bench.note(f"torch has {threads} threads on both sides; mixed lengths in word pieces: {lengths}.")
+    for number in range(bench.rounds):
+        shuffled = random.Random(number).sample(sentences, 128 * texts_a_caller)
+        measure_arrival_order(bench, ours, peer, shuffled)
+        measure_mixed(bench, ours, peer, mixed_texts(sentences, 512 * texts_a_caller, number))
     app.stop(drain=False)
-    return {
-        "machine": {
-            "cores": os.cpu_count(),
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-            "ray": ray.__version__,
-            "torch": torch.__version__,
-            "gworker": gw.__version__,
-        },
-        "threads": threads,
-        "texts": {"sentences": 128 * texts_a_caller, "mixed": 512 * texts_a_caller},
-        "word_pieces": {f"p{p}": float(np.percentile(pieces, p)) for p in (1, 10, 50, 90, 99, 100)},
-        "rounds": results,
-        "medians": {name: statistics.median(values) for name, values in results.items()},
-        "ratios": {
-            name: statistics.median(a / b for a, b in zip(results[ours_], results[theirs], strict=True))
-            for name, (ours_, theirs) in RATIOS.items()
-        },
-    }
-
-
-def show(report: dict[str, Any]) -> None:
-    """Print a table."""
-    lengths = ", ".join(f"{name} {value:.0f}" for name, value in report["word_pieces"].items())
-    print(f"torch threads: {report['threads']}; lengths of the mixed texts in word pieces: {lengths}")
-    print(f"{'':56}{'median':>10}")
-    for name in RATES:
-        print(f"{name + ' (texts/s)':56}{report['medians'][name]:10.1f}")
-    for name in (*SHAPES, *WAITS):
-        print(f"{name:56}{report['medians'][name]:10.2f}")
-    for name, ratio in report["ratios"].items():
-        print(f"{name:56}{ratio:8.2f} x")
-
-
-def main() -> None:
-    """Run the benchmark and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's threads on both sides")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--texts", type=int, default=4, help="how many texts each caller sends")
-    parser.add_argument("--quick", action="store_true", help="one round of half as many texts")
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    rounds, texts = (1, max(1, given.texts // 2)) if given.quick else (given.rounds, given.texts)
-    report = run(given.threads, rounds, texts)
-    show(report)
-    if given.json:
-        given.json.write_text(json.dumps(report, indent=2) + "\n")
+    bench.finish()
 
 
 if __name__ == "__main__":

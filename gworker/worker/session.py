@@ -104,7 +104,7 @@ class Session:
 
     def close(self) -> None:
         """The router is gone: nobody waits for its inputs any more."""
+        self._engine.caller_left(self.name)
         for call_id in list(self.inputs):
             self._engine.cancel(self, call_id)
-        self._engine.caller_left(self.name)
         self._outbox.clear()

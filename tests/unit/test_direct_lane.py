@@ -62,6 +62,9 @@ class Engine:
     def caller_waits(self, session: str, count: int) -> None:
         self.waiting[session] = count
 
+    def caller_left(self, session: str) -> None:
+        self.waiting.pop(session, None)
+
     def room_for(self, session: str) -> int:
         return 0 if self.draining else self.room
 

@@ -32,6 +32,9 @@ class FakeEngine:
     def caller_waits(self, session: str, count: int) -> None:
         self.waiting[session] = count
 
+    def caller_left(self, session: str) -> None:
+        self.waiting[session] = 0
+
     def room_for(self, session: str) -> int:
         return 1
 

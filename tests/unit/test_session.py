@@ -41,6 +41,9 @@ class FakeEngine:
     def caller_waits(self, session: str, count: int) -> None:
         self.asked.append(("waits", session, count))
 
+    def caller_left(self, session: str) -> None:
+        self.asked.append(("left", session, 0))
+
     def room_for(self, session: str) -> int:
         return self.room
 
@@ -168,7 +171,7 @@ def test_a_caller_that_is_gone_waits_for_nothing_and_its_inputs_are_cancelled(ca
     caller.session.send(Ended(3))
     caller.engine.asked.clear()
     caller.session.close()
-    assert caller.engine.asked == [("waits", "caller", 0), ("cancel", 1), ("cancel", 2)]
+    assert caller.engine.asked == [("left", "caller", 0), ("cancel", 1), ("cancel", 2)]
     assert not caller.session.has_news
     caller.session.close()
     assert caller.session.inputs == {}
