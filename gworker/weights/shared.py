@@ -132,7 +132,7 @@ class _Search:
     """One worker's way to weights."""
 
     def __init__(self, worker: context.WorkerProcess, key: str, version: str | None) -> None:
-        self._controller = worker.controller
+        self._controller = worker.controller.get()
         self.name = WeightsName(key, version, worker.pool if version is None else None)
         self._claim = Claim(worker.worker_id, next(_attempts), _node_id(), self.name)
 

@@ -23,6 +23,7 @@ from ray.exceptions import ActorUnavailableError, ObjectLostError
 import gworker as gw
 from gworker import context
 from gworker.router.membership import PoolKey
+from gworker.router.reference import ActorReference
 from gworker.weights import shared
 from gworker.weights.claims import Load, Private, Shared, Wait
 from gworker.weights.layout import SMALL_BYTES, pack, unpack
@@ -258,7 +259,7 @@ class Controller:
 def controller(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Controller]:
     """This process is a worker of this controller."""
     found = Controller(store)
-    worker = context.WorkerProcess("app", PoolKey("Model"), found, True, 1, worker_id="Model-1")
+    worker = context.WorkerProcess("app", PoolKey("Model"), ActorReference(found), True, 1, worker_id="Model-1")
     monkeypatch.setattr(context, "_worker", worker)
     monkeypatch.setattr(shared, "_node_id", lambda: "node")
     monkeypatch.setattr(shared, "lacking_room", lambda nbytes: None)
