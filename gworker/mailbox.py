@@ -11,7 +11,9 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 # The most letters in one turn: enough to make the cost of a turn disappear, few enough that the other side of a
 # connection has something to do meanwhile.
@@ -122,24 +124,24 @@ _mailboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Mailbox] = weak
 
 def turn_of(loop: asyncio.AbstractEventLoop) -> Turn:
     """The turns of a loop, the same for all who ask."""
-    turn = _turns.get(loop)
-    if turn is None:
-        _forget_closed(_turns)
-        turn = _turns.setdefault(loop, Turn(loop))
-    return turn
+    return _of(loop, _turns, Turn)
 
 
 def mailbox_of(loop: asyncio.AbstractEventLoop) -> Mailbox:
     """A loop's mailbox, the same for all who ask."""
-    mailbox = _mailboxes.get(loop)
-    if mailbox is None:
-        _forget_closed(_mailboxes)
-        mailbox = _mailboxes.setdefault(loop, Mailbox(loop))
-    return mailbox
+    return _of(loop, _mailboxes, Mailbox)
 
 
-def _forget_closed(known: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any]) -> None:
-    # What was posted just before a loop was closed may hold the loop, which then would hold what was posted for ever.
-    for reference in known.keyrefs():
-        if (loop := reference()) is not None and loop.is_closed():
-            known.pop(loop, None)
+def _of(
+    loop: asyncio.AbstractEventLoop,
+    known: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, T],
+    make: Callable[[asyncio.AbstractEventLoop], T],
+) -> T:
+    found = known.get(loop)
+    if found is None:
+        # What was posted just before a loop was closed may hold the loop, which would hold what was posted for ever.
+        for reference in known.keyrefs():
+            if (other := reference()) is not None and other.is_closed():
+                known.pop(other, None)
+        found = known.setdefault(loop, make(loop))
+    return found

@@ -71,7 +71,9 @@ class Choice(Generic[C]):
         self._offers.pop(link, None)
         self._full.pop(link, None)
         self._asked.pop(link, None)
-        return self._told.pop(link, _NOT_THERE) is not _NOT_THERE
+        told = link in self._told
+        self._told.pop(link, None)
+        return told
 
     def heard(self, link: C) -> None:
         """It has said something, or a call of ours there has ended: it may have room, or less load than before."""
@@ -167,6 +169,3 @@ class Choice(Generic[C]):
         self._told.clear()
         self._most = 0
         return told
-
-
-_NOT_THERE = object()

@@ -156,8 +156,7 @@ class DirectLane:
         elif type(message) is Cancel:
             self._inputs.discard(message.call_id)
         self._outgoing.append(message)
-        if not self._scheduled:
-            self.schedule()
+        self.schedule()
 
     def available(self) -> int:
         if self._other is not None:

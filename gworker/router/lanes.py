@@ -63,19 +63,22 @@ class Lane(Protocol):
 
 
 class Room:
-    """How many inputs a worker would take from us now: what it said last, less what we have sent since."""
+    """How many inputs a worker would take from us now: what it said last, less what we have sent since.
+
+    `in_line`: the worker has refused us and will say when it has room; until then there is no use in trying.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._said = capacity
-        self._refused = False
+        self.in_line = False
         self._unsent = 0
         self._unconfirmed: deque[tuple[int, int]] = deque()
         self._on_its_way = 0
 
     def left(self, *, idle: bool) -> int:
         """The room. Where we have been `idle`, what we knew is old: try, the worker may refuse."""
-        if idle and not self._refused:
+        if idle and not self.in_line:
             return self._capacity
         return self._said - self._unsent - self._on_its_way
 
@@ -94,18 +97,13 @@ class Room:
         """A bundle of the worker says how much room there is, counting ours up to the one it acknowledges."""
         self._said = bundle.room
         if bundle.room > 0:
-            self._refused = False
+            self.in_line = False
         while self._unconfirmed and self._unconfirmed[0][0] <= bundle.acknowledged:
             self._on_its_way -= self._unconfirmed.popleft()[1]
 
     def refused(self) -> None:
         """The worker was full: from now on we wait in line, rather than try our luck."""
-        self._refused = self._said <= 0
-
-    @property
-    def in_line(self) -> bool:
-        """Whether the worker has refused us and will say when it has room; until then there is no use in trying."""
-        return self._refused
+        self.in_line = self._said <= 0
 
     def begin_anew(self) -> None:
         """The numbers of bundles begin anew, and nothing is on its way."""
@@ -227,12 +225,11 @@ class RayLane:
         if error is not None:
             self._break(error)
             return
-        answer = decode(done.result(), Down)
-        if answer is None:
+        down = decode(done.result(), Down)
+        if down is None:
             self._break(ConnectionError("it had not heard of this process for too long, and has given its calls up"))
             return
         self._last_heard = clock.now()
-        down = answer
         reply_wanted = False
         in_line = self._told_wanted > 0 or self._room.in_line
         for bundle in self._arrivals.feed(down.sequence, down):

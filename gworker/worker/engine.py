@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -119,6 +120,7 @@ class Engine:
         self._on_trouble = on_trouble
         self._loop = asyncio.get_running_loop()
         self._mailbox = Mailbox(self._loop)
+        self._take_home = functools.partial(self._mailbox.post, self._finished)
         self._turn = turn_of(self._loop)
         self._admission = Admission(spec.max_inputs)
         self._staged: deque[Input] = deque()
@@ -305,9 +307,6 @@ class Engine:
         else:
             (threads.main if on_main else threads.others).run(run.done, _RUNNERS[_kind(method)], run)
 
-    def _take_home(self, run: Run, outcomes: list[Outcome] | None, error: BaseException | None) -> None:
-        self._mailbox.post(self._finished, run, outcomes, error)
-
     def _limit_execution(self, run: Run) -> None:
         longest = 0.0
         timers = []
@@ -360,8 +359,7 @@ class Engine:
                 self._on_trouble("fatal", outcome.fatal)
             return
         self.counters.succeeded += 1
-        if not given.answered:
-            self._answer(given, Ended(call_id) if outcome is None else Returned(call_id, outcome))
+        self._answer(given, Ended(call_id) if outcome is None else Returned(call_id, outcome))
 
     def _emit(self, given: Input, item: Packed) -> None:
         if not given.answered:

@@ -135,10 +135,7 @@ def _throughput(report: Report) -> Table:
     if report.plan.slo_ms is not None:
         columns += [
             _Column("goodput/s", lambda s: _rate(s.good_per_s)),
-            _Column(
-                f"within {report.plan.slo_ms:g} ms",
-                lambda s: "-" if s.good_share is None else f"{s.good_share * 100:.1f} %",
-            ),
+            _Column(f"within {report.plan.slo_ms:g} ms", lambda s: _share(s.good_share)),
         ]
     if any(s.items_per_s is not None for s in report.steps):
         columns.append(_Column("items/s", lambda s: _rate(s.items_per_s)))
