@@ -175,13 +175,18 @@ def rotated(names: list[str], by: int) -> list[str]:
     return names[by:] + names[:by]
 
 
-def start_ray(cpus: int = 2) -> None:
-    """A Ray of our own for the contenders of this process, which share it."""
+def start_ray(cpus: int = 2, **options: Any) -> None:
+    """A Ray of our own for the contenders of this process, which share it. `options` are those of `ray.init`."""
     import ray
 
     if not ray.is_initialized():
         ray.init(
-            address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+            **options,
         )
 
 

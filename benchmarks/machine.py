@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
+
+from gworker.cli.machine import Machine, packages
 
 PACKAGES = ("gworker", "ray", "torch", "sentence-transformers", "numpy", "fastapi", "uvicorn", "litserve", "mosec")
 # A share of all cores that something else may take without a warning.
@@ -17,22 +17,18 @@ QUIET = 0.1
 
 def describe() -> dict[str, str | int | float]:
     """Processor, cores, memory and kernel."""
+    here = Machine.here()
     return {
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "cpu": here.cpu,
+        "cores": here.cores,
+        "memory_gb": round(here.memory_gb or 0.0, 1),
         "kernel": f"{platform.system()} {platform.release()}",
     }
 
 
 def versions() -> dict[str, str]:
     """Python and every package that is measured; a package that is missing says so."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
+    found = {"python": platform.python_version(), **dict.fromkeys(PACKAGES, "not installed"), **packages(*PACKAGES)}
     if commit := _commit():
         found["gworker"] += f" ({commit})"
     return found
@@ -41,12 +37,6 @@ def versions() -> dict[str, str]:
 def busy() -> float:
     """The share of all cores that is in use while this process does nothing for a second."""
     return float(psutil.cpu_percent(interval=1.0)) / 100
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _commit() -> str:

@@ -1,27 +1,23 @@
-"""What many workers cost a router and its controller: CPU time and bytes, without Ray and without workers.
+"""Scheduling: what many workers cost a router and its controller, without Ray and without workers.
 
-    python benchmarks/scheduling.py [--calls 20000] [--json FILE]
-
-Reports, for 1, 10, 100 and 1,000 workers, the time of one choice by `Choice` beside that of looking at every
-worker, the peer, in the same run: when calls end one by one and each end makes room for the next (saturated), and
-when one call after the other finds all workers idle. Then what it takes to tell one router of as many workers that
-join one by one, by changes and by whole views: bytes, and CPU time on both sides together.
+For 1, 10, 100 and 1,000 workers, the CPU time of one choice by `Choice` beside that of looking at every worker: when
+calls end one by one and each end makes room for the next (saturated), and when one call after the other finds all
+workers idle. Then what it takes to tell one router of as many workers that join one by one, by changes and by whole
+views: bytes, and CPU time on both sides together.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import pickle
-import platform
 import random
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import gworker as gw
+from figures import OURS, Row
+from harness import Benchmark
+
 from gworker.control.viewlog import ViewLog
 from gworker.router.choice import Choice
 from gworker.router.lanes import Room
@@ -102,14 +98,11 @@ def idle_ns(choice: Any, workers: list[Worker], calls: int) -> float:
 
 
 def ns(measure: Callable[[Any, list[Worker], int], float], rule: type, count: int, calls: int) -> float:
-    """The best of three: what else runs can only add."""
-    times = []
-    for _ in range(3):
-        choice, workers = rule(), [Worker() for _ in range(count)]
-        for worker in workers:
-            choice.add(worker)
-        times.append(measure(choice, workers, calls if rule is Choice else max(100, calls // count)))
-    return min(times)
+    """The time of one choice among `count` workers."""
+    choice, workers = rule(), [Worker() for _ in range(count)]
+    for worker in workers:
+        choice.add(worker)
+    return measure(choice, workers, calls if rule is Choice else max(100, calls // count))
 
 
 def joining(count: int, *, whole: bool) -> tuple[float, float]:
@@ -137,33 +130,30 @@ def joining(count: int, *, whole: bool) -> tuple[float, float]:
     return nbytes, spent_s
 
 
-def main() -> None:
-    """Run the benchmark and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--calls", type=int, default=20_000)
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+CHOICES = {"saturated": saturated_ns, "idle": idle_ns}
+RULES = {OURS: Choice, "a look at all workers": LookAtAll}
+NEWS = {OURS: False, "whole views": True}
+ROWS = [
+    *(Row(f"{name}_{n}", f"a choice among {n:,}, {name}", "ns") for name in CHOICES for n in SIZES),
+    *(Row(f"mb_{n}", f"{n:,} workers join, news", "MB") for n in SIZES),
+    *(Row(f"cpu_{n}", f"{n:,} workers join, CPU time", "s") for n in SIZES),
+]
 
-    found: dict[str, dict[str, dict[int, float]]] = {}
-    print(f"{'CPU time of a choice, ns':34}" + "".join(f"{n:>10} workers" for n in SIZES))
-    for name, measure in (("saturated", saturated_ns), ("idle", idle_ns)):
-        for rule in (LookAtAll, Choice):
-            by_size = {n: ns(measure, rule, n, given.calls) for n in SIZES}
-            found.setdefault(name, {})[rule.__name__] = by_size
-            print(f"{name + ', ' + rule.__name__:34}" + "".join(f"{by_size[n]:18,.0f}" for n in SIZES))
-    told: dict[str, dict[int, tuple[float, float]]] = {}
-    print(f"\n{'workers that join: MB, CPU s':34}" + "".join(f"{n:>10} workers" for n in SIZES))
-    for name, whole in (("whole views", True), ("changes", False)):
-        told[name] = {n: joining(n, whole=whole) for n in SIZES}
-        print(f"{name:34}" + "".join(f"{b / 1e6:10.3f} {s:7.3f}" for b, s in told[name].values()))
-    if given.json:
-        machine = {
-            "cores": os.cpu_count(),
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-            "gworker": gw.__version__,
-        }
-        given.json.write_text(json.dumps({"machine": machine, "choice_ns": found, "joining": told}, indent=2) + "\n")
+
+def main() -> None:
+    """Run the benchmark."""
+    bench = Benchmark(__doc__, ROWS, rounds=3, quick_rounds=1)
+    calls = 2_000 if bench.quick else 20_000
+    for _ in range(bench.rounds):
+        for n in SIZES:
+            for name, measure in CHOICES.items():
+                for rule, cls in RULES.items():
+                    bench.record(f"{name}_{n}", ns(measure, cls, n, calls), contender=rule)
+            for news, whole in NEWS.items():
+                nbytes, spent_s = joining(n, whole=whole)
+                bench.record(f"mb_{n}", nbytes / 1e6, contender=news)
+                bench.record(f"cpu_{n}", spent_s, contender=news)
+    bench.finish()
 
 
 if __name__ == "__main__":

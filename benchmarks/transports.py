@@ -2,9 +2,9 @@
 
     python benchmarks/transports.py [--rounds 5] [--json FILE]
 
-A server in a process of its own sends each frame back. For a frame of 100 bytes (one call) the median time there and
-back, one at a time; for frames of 3,000 bytes (a bundle of some 64 calls) with 8 on their way, frames per second, and
-what both processes together use of the CPU for one. The means take turns in each round.
+A server in a process of its own sends each frame back. For a frame of 100 bytes (one call) the median time there
+and back, one at a time; for frames of 3,000 bytes (a bundle of some 64 calls) with 8 on their way, frames per
+second, and what both processes together use of the CPU for one. The means take turns in each round.
 """
 
 from __future__ import annotations
@@ -76,6 +76,29 @@ class Pace:
         self.next()
 
 
+async def paced(
+    frame: bytes,
+    count: int,
+    under_way: int,
+    write: Callable[[bytes], Awaitable[Any]],
+    read: Callable[[], Awaitable[Any]],
+) -> list[float]:
+    """The exchange over a library whose ends are written to and read from."""
+    outgoing: asyncio.Queue[bytes] = asyncio.Queue()
+    pace = Pace(lambda: outgoing.put_nowait(frame), count, under_way)
+
+    async def send() -> None:
+        while True:
+            await write(await outgoing.get())
+
+    sending = asyncio.ensure_future(send())
+    while not pace.done.done():
+        await read()
+        pace.back()
+    sending.cancel()
+    return pace.times
+
+
 async def serve_stream(address: str) -> None:
     """An asyncio protocol on a Unix socket."""
     server = await asyncio.get_running_loop().create_unix_server(lambda: Frames(Frames.send), address)
@@ -116,19 +139,7 @@ async def over_grpc(address: str) -> Exchange:
     async def exchange(frame: bytes, count: int, under_way: int) -> list[float]:
         async with grpc.aio.insecure_channel(f"unix:{address}") as channel:
             stream = channel.stream_stream("/bench/echo")()
-            outgoing: asyncio.Queue[bytes] = asyncio.Queue()
-            pace = Pace(lambda: outgoing.put_nowait(frame), count, under_way)
-
-            async def send() -> None:
-                while True:
-                    await stream.write(await outgoing.get())
-
-            sending = asyncio.ensure_future(send())
-            while not pace.done.done():
-                await stream.read()
-                pace.back()
-            sending.cancel()
-            return pace.times
+            return await paced(frame, count, under_way, stream.write, stream.read)
 
     return exchange
 
@@ -149,20 +160,9 @@ async def over_zmq(address: str) -> Exchange:
     async def exchange(frame: bytes, count: int, under_way: int) -> list[float]:
         socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         socket.connect(f"ipc://{address}")
-        outgoing: asyncio.Queue[bytes] = asyncio.Queue()
-        pace = Pace(lambda: outgoing.put_nowait(frame), count, under_way)
-
-        async def send() -> None:
-            while True:
-                await socket.send(await outgoing.get())
-
-        sending = asyncio.ensure_future(send())
-        while not pace.done.done():
-            await socket.recv()
-            pace.back()
-        sending.cancel()
+        times = await paced(frame, count, under_way, socket.send, socket.recv)
         socket.close(linger=0)
-        return pace.times
+        return times
 
     return exchange
 

@@ -1,36 +1,31 @@
-"""What the second worker of a class costs on a node, with and without `gw.shared_weights`: seconds and memory.
+"""Shared weights: what the second worker of a class costs on a node, with `gw.shared_weights` and without.
 
-    python benchmarks/weights.py [--rounds 3] [--only minilm|synthetic] [--gb 2] [--json FILE]
+all-MiniLM-L6-v2 as sentence-transformers loads it, and the same model, tokenizer included, shared. And a synthetic
+state dict of 2 GB, written with `torch.save` into a temporary folder: read with `torch.load`, mapped from the file
+with `torch.load(mmap=True)`, and read once and shared.
 
-1. all-MiniLM-L6-v2 as sentence-transformers loads it, and the same model, tokenizer included, shared.
-2. A synthetic state dict (2 GB), written with `torch.save` into a temporary folder: read with `torch.load`, mapped from
-   the file with `torch.load(mmap=True)`, and read once and shared.
-
-A second worker is started by raising the bounds of a pool that has one, and goes again; medians over the rounds, the
-ways in turns. "start" is what the pool takes until the worker serves, with the imports; "load" what it takes to get the
-weights; "first pass" what it takes to read them all once, which is when mapped memory is really fetched. "private" is
-anonymous memory (RssAnon), "more" what it has grown by while the weights were loaded. The file is in the page cache,
-but for the row "not cached", where the system was asked to drop it before: then the disk counts, and what else it does.
-The first worker, which loads and shares, is measured after that, twice.
+A second worker is started by raising the bounds of a pool that has one, and goes again; the ways in turns. "start"
+is what the pool takes until the worker serves, with the imports; "weights" what it takes to get them; "first pass"
+what it takes to read them all once, which is when mapped memory is really fetched. "private" is anonymous memory
+(RssAnon), "more" what it has grown by while the weights were loaded. The file is in the page cache, but where it
+says "not cached", where the system was asked to drop it before: then the disk counts, and what else it does. The
+first worker, which loads and shares, is measured after that, twice.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
-import logging
 import os
-import platform
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ray
+from figures import OURS, Row
+from harness import Benchmark, start_ray
 
 import gworker as gw
 
@@ -233,93 +228,62 @@ def second_start(cls: Any, folder: Path) -> dict[str, float]:
     return {"start_s": took_s, **noted(folder, second)}
 
 
-Rows = dict[str, list[dict[str, float]]]
+MODELS = {"minilm": "MiniLM", "synthetic": "state dict"}
+COLUMNS = {
+    "start_s": ("start", "s"),
+    "load_s": ("weights", "s"),
+    "first_pass_s": ("first pass", "s"),
+    "private_mb": ("private", "MB"),
+    "more_mb": ("more", "MB"),
+}
+ROWS = [
+    Row(f"{model}_{which}_{column}", f"{title}, {which} worker: {what}", unit)
+    for model, title in MODELS.items()
+    for which in ("second", "first")
+    for column, (what, unit) in COLUMNS.items()
+]
+ALONE, MAPPED = "read by each", "mapped by each"
 
 
-def measure(rows: Rows, rounds: int, folder: Path, ways: dict[str, Any], cold: str = "") -> None:
-    """Start a second worker of each class in turns; `cold` is the one that is also measured without the page cache."""
+def measure(bench: Benchmark, folder: Path, model: str, ways: dict[str, Any], *, cold: bool = False) -> None:
+    """Start a second worker of each class in turns; `cold`, once more without the page cache where each reads."""
+
+    def record(which: str, way: str, found: dict[str, float]) -> None:
+        for column in COLUMNS:
+            bench.record(f"{model}_{which}_{column}", found[column], contender=way)
+
     for cls in ways.values():
         cls.scale(min_workers=1, max_workers=1)
         cls().pid.remote()
-    for _ in range(rounds):
-        for name, cls in ways.items():
-            rows.setdefault(name, []).append(second_start(cls, folder))
+    for _ in range(bench.rounds):
+        for way, cls in ways.items():
+            record("second", way, second_start(cls, folder))
         if cold:
             drop_from_page_cache(folder / FILE)
-            rows.setdefault(f"{cold}, not cached", []).append(second_start(ways[cold], folder))
+            record("second", f"{ALONE}, not cached", second_start(ways[ALONE], folder))
     app.stop(drain=False)  # its memory is needed
     # Last, when the machine has all the memory that this takes: a virtual one may get it from its host only now.
-    for _ in range(min(2, rounds)):
-        for name, cls in ways.items():
+    for _ in range(min(2, bench.rounds)):
+        for way, cls in ways.items():
             began = time.perf_counter()
             pid = cls().pid.remote()
             took_s = time.perf_counter() - began
-            rows.setdefault(f"{name}: first worker", []).append({"start_s": took_s, **noted(folder, pid)})
+            record("first", way, {"start_s": took_s, **noted(folder, pid)})
             app.stop(drain=False)
 
 
-def show(rows: Rows) -> dict[str, dict[str, float]]:
-    """Print the medians, and give them back."""
-    columns = {"start_s": "start s", "load_s": "load s", "first_pass_s": "first pass s"}
-    columns |= {"private_mb": "private MB", "more_mb": "more MB"}
-    medians = {
-        name: {column: statistics.median(row[column] for row in measured) for column in columns}
-        for name, measured in rows.items()
-    }
-    print(f"{'the second worker on a node':40}" + "".join(f"{title:>14}" for title in columns.values()))
-    for name, row in medians.items():
-        print(f"{name:40}" + "".join(f"{row[c]:14.{0 if c.endswith('mb') else 3}f}" for c in columns))
-    return medians
-
-
-def ratios(medians: dict[str, dict[str, float]], pairs: dict[str, str]) -> dict[str, dict[str, float]]:
-    """What sharing leaves of each figure: shared / alone."""
-    found = {}
-    for shared, alone in pairs.items():
-        if shared in medians and alone in medians:
-            found[shared] = {c: medians[shared][c] / medians[alone][c] for c in ("start_s", "load_s", "private_mb")}
-            left = ", ".join(f"{c.rpartition('_')[0]} {ratio:.2f} x" for c, ratio in found[shared].items())
-            print(f"{shared} / {alone}: {left}")
-    return found
-
-
 def main() -> None:
-    """Run the benchmark and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=["minilm", "synthetic"])
-    parser.add_argument("--gb", type=float, default=2.0)
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    rows: Rows = {}
+    """Run the benchmark."""
+    bench = Benchmark(__doc__, ROWS, rounds=3, quick_rounds=1)
+    gb = 0.5 if bench.quick else 2.0
+    if bench.quick:
+        bench.note(f"The state dict has {gb:g} GB here.")
     with temporary_folder() as folder:
-        if given.only != "minilm":
-            write_weights(folder, given.gb)
-        ray.init(
-            num_cpus=8,
-            object_store_memory=int((given.gb / 0.8 + 0.5) * 1e9),
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-        )
-        if given.only != "synthetic":
-            measure(rows, given.rounds, folder, {"MiniLM": MiniLM, "MiniLM, shared": SharedMiniLM})
-        if given.only != "minilm":
-            ways = {"state dict, read": Read, "state dict, mapped": Mapped, "state dict, shared": SharedRead}
-            measure(rows, given.rounds, folder, ways, cold="state dict, read")
-        ray.shutdown()
-    medians = show(rows)
-    left = ratios(medians, {"MiniLM, shared": "MiniLM", "state dict, shared": "state dict, read"})
-    if given.json:
-        machine = {
-            "cores": os.cpu_count(),
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-            "ray": ray.__version__,
-            "gworker": gw.__version__,
-        }
-        report = {"machine": machine, "gb": given.gb, "rounds": rows, "medians": medians, "ratios": left}
-        given.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_weights(folder, gb)
+        start_ray(8, object_store_memory=int((gb / 0.8 + 0.5) * 1e9))
+        measure(bench, folder, "minilm", {OURS: SharedMiniLM, ALONE: MiniLM})
+        measure(bench, folder, "synthetic", {OURS: SharedRead, ALONE: Read, MAPPED: Mapped}, cold=True)
+    bench.finish()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -58,3 +60,12 @@ async def timeline(monkeypatch: pytest.MonkeyPatch) -> Timeline:
     monkeypatch.setattr(loop, "time", timeline.now)
     monkeypatch.setattr(clock, "now", timeline.now)
     return timeline
+
+
+@pytest.fixture
+def switching() -> Iterator[None]:
+    """Threads take turns as often as they can, so that they meet where they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -115,15 +114,6 @@ def sent_call() -> Call[Any]:
     call: Call[Any] = Call()
     call._attach(SimpleNamespace(cancel=None), SimpleNamespace(label="Embedder.embed", id="7-1"))  # type: ignore[arg-type]
     return call
-
-
-@pytest.fixture
-def switching() -> Iterator[None]:
-    """Threads take turns as often as they can, so that they meet where they can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 @pytest.mark.usefixtures("switching")

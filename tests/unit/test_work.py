@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -119,15 +118,6 @@ def test_what_a_method_does_to_its_arguments_another_attempt_does_not_see(instan
 
 
 # --- from other threads ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def switching() -> Iterator[None]:
-    """Threads take turns as often as they can, so that they meet where they can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 @pytest.fixture
