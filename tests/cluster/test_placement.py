@@ -58,7 +58,7 @@ def test_a_worker_holds_what_it_asks_for_and_nothing_else(shared_app: Any) -> No
     assert (has["CPU"], has["GPU"], has["memory"]) == (0.25, 0.25, 100 * 2**20)
 
 
-def test_fractions_share_a_gpu(app: Any, gate: Any) -> None:
+def test_fractions_share_a_gpu(app: Any, gate: Any, eventually: Any) -> None:
     @app.cls(cpu=0.1, gpu=gw.Gpu(count=0.5), min_workers=2, max_workers=2)
     class Half:
         @gw.method()
@@ -68,6 +68,7 @@ def test_fractions_share_a_gpu(app: Any, gate: Any) -> None:
 
     with app.run():
         calls = [Half().device.spawn() for _ in range(2)]
+        eventually(lambda: gate.arrivals == 2, 20.0)  # one in each: a connection may take longer than a call
         gate.open()
         (first, on), (second, also_on) = gw.gather(*calls)
     assert first != second
