@@ -16,7 +16,7 @@ pytestmark = pytest.mark.cluster
 def test_hooks_that_always_raise_end_calls_and_run_with_their_traceback(
     app: Any, ledger: Any, gone: Any, eventually: Any
 ) -> None:
-    @app.cls(cpu=0.1, min_workers=1)
+    @app.cls(cpu=0.1, min_workers=1, max_workers=1)  # a second place would have a try of its own
     class Broken:
         @gw.on_enter()
         def load_the_weights(self) -> None:
