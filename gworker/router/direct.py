@@ -205,16 +205,22 @@ class DirectLane:
             self._send_bundle(wire)
 
     def _send_bundle(self, wire: _Wire) -> None:
-        count = count_within(self._outgoing, MAX_BUNDLE, HIGH_WATER_BYTES) if wire.writable else 0
-        messages = [self._outgoing.popleft() for _ in range(count)]
-        self._room.sent(self._sequence, sum(type(m) is Submit for m in messages))
+        outgoing = self._outgoing
+        if not outgoing or not wire.writable:
+            messages = []
+        elif len(outgoing) == 1:
+            messages = [outgoing.popleft()]
+        else:
+            messages = [outgoing.popleft() for _ in range(count_within(outgoing, MAX_BUNDLE, HIGH_WATER_BYTES))]
+        if messages:
+            self._room.sent(self._sequence, [type(message) for message in messages].count(Submit))
         bundle = Up(
-            session=self._session,
-            sequence=self._sequence,
-            acknowledged=self._received,
-            waiting=self._wanted or int(self._room.in_line),
-            stages=self.vouches_for_starts,
-            messages=messages,
+            self._session,
+            self._sequence,
+            self._received,
+            self._wanted or int(self._room.in_line),
+            self.vouches_for_starts,
+            messages,
         )
         self._sequence += 1
         self._told_wanted = self._wanted

@@ -217,7 +217,8 @@ class Router:
                 return
             call.timer = self._loop.call_later(left, self._pass_deadline, call)
         self._queue.append(call)
-        self._needed.set()
+        if not self._needed.is_set():
+            self._needed.set()
         self.pump_soon()
 
     @property
@@ -265,16 +266,18 @@ class Router:
             waiting = self._queue.waiting
             if not waiting or not self._ask(waiting):
                 break
-        if not waiting:
+        if not waiting and self._choice.asks:
             self._ask_no_more()
-        self._report()
+        if self._report_timer is None or waiting:
+            self._report()
         if waiting and self._explain_timer is None:
             self._explain_timer = self._loop.call_later(EXPLAIN_AFTER_S, self._explain)
 
     def on_progress(self, link: Link) -> None:
         """A worker may have room."""
         self._choice.heard(link)
-        self.pump_soon()
+        if self._queue.waiting or self._choice.asks or self._report_timer is None:
+            self.pump_soon()
 
     def _ask(self, waiting: int) -> bool:
         """Have workers say when they have room; False where no more of them are asked for now."""
