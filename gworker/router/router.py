@@ -13,7 +13,7 @@ import itertools
 import logging
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from gworker import clock, context
@@ -25,6 +25,7 @@ from gworker.errors import (
     WorkerLost,
 )
 from gworker.mailbox import Mailbox, turn_of
+from gworker.observe.times import Tally, Times
 from gworker.options import Options
 from gworker.router.calls import Problem, RoutedCall
 from gworker.router.choice import ASK_MORE_S, Choice
@@ -43,6 +44,8 @@ _noticed: set[str] = set()
 DEMAND_PERIOD_S = 0.25
 # How long calls wait without a word before the log says for what.
 EXPLAIN_AFTER_S = 5.0
+# How long after its deadline the worker of a call may take to say where the time went. Its own timer passes then, too.
+VERDICT_S = 0.1
 # A worker whose lane broke is linked again only where a view still names it this long afterwards: it did not die.
 RELINK_AFTER_S = 3.0
 
@@ -57,8 +60,8 @@ class PoolSource(Protocol):
         """
         ...
 
-    def report(self, router: str, key: PoolKey, demand: Demand) -> None:
-        """Tell the controller what this router needs; never blocks."""
+    def report(self, router: str, key: PoolKey, demand: Demand, times: Mapping[str, Times]) -> None:
+        """Tell the controller what this router needs, and the times of calls since the last report; never blocks."""
 
     def make_lane(self, worker: WorkerView, session: str, link: Link) -> Lane:
         """A lane to a worker, which knows this end of it as `session`."""
@@ -132,6 +135,7 @@ class Router:
         self._closed: GWorkerError | None = None
         self._reported = Demand(0, 0)
         self._errors: dict[str, int] = {}
+        self._tally = Tally()
         self._needed = asyncio.Event()
         self._finished_lately = False
         self._report_timer: asyncio.TimerHandle | None = None
@@ -256,12 +260,13 @@ class Router:
         self._pumping = False
         if self._closed is not None:
             return
+        now = clock.now()
         while True:
             while (call := self._queue.next()) is not None:
                 link = self._choice.pick(avoid=call.avoid, tries=call.tries)
                 if link is None:
                     break
-                self._send(link, self._queue.take())
+                self._send(link, self._queue.take(), now)
             waiting = self._queue.waiting
             if not waiting or not self._ask(waiting):
                 break
@@ -309,9 +314,9 @@ class Router:
     def _has_ready_links(self) -> bool:
         return len(self._choice) > 0
 
-    def _send(self, link: Link, call: RoutedCall) -> None:
+    def _send(self, link: Link, call: RoutedCall, now: float) -> None:
         call.link = link
-        call.sent_at = clock.now()
+        call.sent_at = now
         call.reached_worker = True
         call.started = not link.lane.vouches_for_starts
         link.calls[call.number] = call
@@ -328,15 +333,18 @@ class Router:
         if call is None or call.done:
             return
         if kind is Returned:
+            self._account(call, message)
             self._finish(call)
             self._hand_over(call, call.sink.returned, message.result)
         elif isinstance(message, Item):
             call.items += 1
             self._hand_over(call, call.sink.item, message.item)
         elif isinstance(message, Ended):
+            self._account(call, message)
             self._finish(call)
             self._hand_over(call, call.sink.ended)
         elif isinstance(message, Raised):
+            self._account(call, message)
             self._failed(link, call, message)
         elif isinstance(message, Started):
             call.started = True
@@ -344,6 +352,13 @@ class Router:
             del link.calls[call.number]
             call.tries += 1
             self._requeue([call])
+
+    def _account(self, call: RoutedCall, message: Returned | Raised | Ended) -> None:
+        """Count where the time of an attempt went that a worker has answered."""
+        wait_s, run_s = message.wait_s, message.run_s
+        queue_s = clock.now() - call.queued_at - (wait_s or 0.0) - (run_s or 0.0)
+        call.spent = spent = queue_s, wait_s, run_s
+        self._tally[call.plan.method].append(spent)
 
     def _judge(self, link: Link, message: Any) -> None:
         """Count the system errors in a row that a worker answers with; anything else it brings about ends the row."""
@@ -356,7 +371,10 @@ class Router:
     def _failed(self, link: Link, call: RoutedCall, message: Raised) -> None:
         failure = message.failure
         if failure.final or not call.may_retry() or not call.retries.matches(failure):
-            self._end(call, failure)
+            if message.limit:
+                self._end(call, call.past_limit(message), cause=call.last_failure)
+            else:
+                self._end(call, failure)
             return
         del link.calls[call.number]
         delay_s = call.retries.delay_s(call.attempt)
@@ -374,11 +392,13 @@ class Router:
     def _next_attempt(self, call: RoutedCall) -> None:
         log.info("%s: attempt %d failed, another follows (call %s)", call.label, call.attempt, call.id)
         call.attempt += 1
+        call.queued_at = clock.now()
         call.link = None
         call.tries = 0
 
     def _retry(self, call: RoutedCall) -> None:
         if not call.done:
+            call.queued_at = clock.now()
             self._requeue([call])
             self.pump()
 
@@ -445,6 +465,13 @@ class Router:
             log.warning("%s: whoever waited for call %s is gone", call.label, call.id, exc_info=True)
 
     def _pass_deadline(self, call: RoutedCall) -> None:
+        if call.link is not None and not call.overdue:
+            call.overdue = True
+            call.timer = self._loop.call_later(VERDICT_S, self._pass_deadline, call)
+            return
+        if call.link is not None or call.queued:
+            until = clock.now() if call.link is None else call.sent_at
+            self._tally[call.plan.method].append((until - call.queued_at, None, None))
         error = call.past_deadline(None if self._has_ready_links() else self.waiting_for())
         self._end(call, error, cause=call.last_failure, tell=True)
         self.pump()
@@ -562,7 +589,7 @@ class Router:
     def _send_report(self) -> None:
         self._reported = self._demand()
         self._finished_lately = False
-        self.source.report(self.name, self.key, self._reported)
+        self.source.report(self.name, self.key, self._reported, self._tally.take())
         if self._report_timer is not None:
             self._report_timer.cancel()
             self._report_timer = None
