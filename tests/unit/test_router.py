@@ -816,7 +816,7 @@ async def test_a_result_that_was_on_its_way_when_the_deadline_passed_arrives(ben
     await bench.timeline.advance(5)
     bench.lane().returns(call, 3)
     await bench.timeline.advance(1)
-    assert told(call) == ["returned"]
+    assert told(call) == [("returned", 3)]
 
 
 async def test_an_overdue_call_that_comes_back_to_the_queue_ends_there(bench: Bench) -> None:
