@@ -191,7 +191,7 @@ class App:
     def latest(self, cls: Cls) -> Cls:
         """The newest definition of `cls`: a notebook cell may have replaced it since the handle was made."""
         newest = self.classes.get(cls.name)
-        if newest is None or newest.generation <= cls.generation:
+        if newest is cls or newest is None or newest.generation <= cls.generation:
             return cls
         return newest.with_options(**cls.changes) if cls.changes else newest
 

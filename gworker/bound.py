@@ -17,7 +17,8 @@ from gworker.mapping import MapRun, zipped
 from gworker.observe.progress import ProgressBar, Ticker
 from gworker.retries import Retries
 from gworker.router.calls import Plan, RoutedCall
-from gworker.wire import Packed, pack, pack_arguments
+from gworker.router.express import HandedOver
+from gworker.wire import Packed, pack, pack_arguments, unpack
 
 if TYPE_CHECKING:
     from gworker.handle import Cls, Handle
@@ -83,6 +84,20 @@ class _Bound:
         credit: int = 0,
         waiting: tuple[WaitingPool, ...] = (),
     ) -> tuple[Router, RoutedCall]:
+        router, call = self._routed(args, kwargs, sink, credit=credit, waiting=waiting)
+        router.submit(call)
+        return router, call
+
+    def _routed(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        sink: Any,
+        *,
+        credit: int = 0,
+        waiting: tuple[WaitingPool, ...] = (),
+    ) -> tuple[Router, RoutedCall]:
+        """A call that is ready to be submitted, and the router for it."""
         cls = self._handle._cls
         arguments = self._pack(*self._spec.bind(cls.name, args, kwargs))  # a bad call fails here, and starts nothing
         router, plan = self._prepared(cls)
@@ -90,9 +105,7 @@ class _Bound:
         deadline = self._options.deadline_s
         if deadline is not None or outer is not None:
             deadline = clock.earliest(clock.deadline_after(deadline), None if outer is None else outer.deadline)
-        call = RoutedCall(plan, arguments, sink, deadline=deadline, credit=credit, waiting=waiting)
-        router.submit(call)
-        return router, call
+        return router, RoutedCall(plan, arguments, sink, deadline=deadline, credit=credit, waiting=waiting)
 
     def _prepared(self, cls: Cls) -> tuple[Router, Plan]:
         """The router to the pool of the class as it is now, and what all calls of this method have in common."""
@@ -183,7 +196,17 @@ class Remote(_Way[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the method in a worker; wait for the result and return it, or raise what the method raised."""
         waiting = self._bound._refuse_deadlock("remote", blocks=True)
-        call = self._bound._spawn(args, kwargs, waiting)
+        call: Call[R] = Call()
+        router, routed = self._bound._routed(args, kwargs, call, waiting=waiting)
+        way = router.express.take(routed)
+        if way is None:
+            router.submit(routed)
+        else:
+            result = way.run(routed)
+            if not isinstance(result, HandedOver):
+                value: R = unpack(result)
+                return value
+        call._attach(router, routed)
         try:
             return call.get()
         except BaseException:

@@ -53,6 +53,8 @@ def encode_frame(bundle: Any) -> list[Any]:
     data = pickle.dumps(bundle, protocol=5, buffer_callback=buffers.append)
     if len(buffers) > _MAX_BUFFERS:  # they travel inside the pickle instead
         data, buffers = pickle.dumps(bundle, protocol=5), []
+    if not buffers and len(data) < _LARGE_BYTES:  # nearly always
+        return [_HEAD.pack(len(data), 0) + data]
     views = [buffer.raw() for buffer in buffers]
     head = _HEAD.pack(len(data), len(views)) + b"".join(_LENGTH.pack(view.nbytes) for view in views)
     first = [head + data] if len(data) < _LARGE_BYTES else [head, data]
@@ -96,12 +98,13 @@ class FrameReader:
             self._advance(count)
         else:
             self._end += count
-            self._take_from_chunk()
+            if self._targets:
+                self._take_from_chunk()
         if self._targets:
             return
         if self._pickle is not None:
             self._finish()
-        while self._begin():
+        while self._start < self._end and self._begin():
             pass
 
     def _begin(self) -> bool:
@@ -110,6 +113,11 @@ class FrameReader:
         if available < _HEAD.size:
             return False
         pickle_bytes, count = _HEAD.unpack_from(self._view, self._start)
+        if not count and available >= _HEAD.size + pickle_bytes:  # nearly always: small, and here
+            start = self._start + _HEAD.size
+            self._start = start + pickle_bytes
+            self._on_bundle(pickle.loads(self._view[start : self._start]))
+            return True
         head_bytes = _HEAD.size + count * _LENGTH.size
         if available < head_bytes:
             return self._grow(head_bytes)
@@ -117,11 +125,6 @@ class FrameReader:
             _LENGTH.unpack_from(self._view, self._start + _HEAD.size + n * _LENGTH.size)[0] for n in range(count)
         ]
         self._start += head_bytes
-        if not count and self._end - self._start >= pickle_bytes:  # the usual case: small, and here
-            data = self._view[self._start : self._start + pickle_bytes]
-            self._start += pickle_bytes
-            self._on_bundle(pickle.loads(data))
-            return True
         if (wanted := pickle_bytes + sum(lengths)) > _CHUNK_BYTES and wanted > _spare_bytes():
             raise ProtocolError(f"a frame of {wanted} bytes is more than this process has memory for")
         self._pickle = bytearray(pickle_bytes)

@@ -61,6 +61,7 @@ class Cls:
         self.generation = generation
         self.given = dict(given)
         self.changes = dict(changes or {})
+        self.name: str = self.given.get("name") or user_cls.__name__
         self._spec: ClassSpec | None = None
         for attribute in ("__module__", "__qualname__", "__doc__"):
             object.__setattr__(self, attribute, getattr(user_cls, attribute))
@@ -72,12 +73,6 @@ class Cls:
             spec = compile_class(self.user_cls, self.given)
             self._spec = spec.with_options(**self.changes) if self.changes else spec
         return self._spec
-
-    @property
-    def name(self) -> str:
-        """The class's name in its app."""
-        given: str | None = self.given.get("name")
-        return given or self.user_cls.__name__
 
     @property
     def variant(self) -> str:
@@ -306,9 +301,10 @@ class Handle:
 
     def _router_of(self, cls: Cls) -> Router:
         client = cls.app.client()
-        if self._found is None or self._found[0] is not cls or self._found[1] is not client:
-            self._found = (cls, client, client.router(self._key, self._define))
-        return self._found[2]
+        found = self._found
+        if found is None or found[0] is not cls or found[1] is not client:
+            found = self._found = (cls, client, client.router(self._key, self._define))
+        return found[2]
 
     def _define(self) -> PoolDefinition:
         return define_pool(self._cls, self._key, self._values)

@@ -479,6 +479,9 @@ class InOrder:
 
     def feed(self, sequence: int, bundle: Any) -> list[Any]:
         """The bundles that can be handled now that `bundle` has come, in order."""
+        if sequence == self._next and not self._early:  # nearly always
+            self._next += 1
+            return [bundle]
         if sequence >= self._next:  # one that was sent again may be known
             self._early[sequence] = bundle
         ready = []

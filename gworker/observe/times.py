@@ -93,18 +93,17 @@ Spent: TypeAlias = "tuple[float | None, float | None, float | None]"
 
 
 class Tally(dict[str, list[Spent]]):
-    """What attempts have spent, by method, until it is taken. To count one is on the path of each call: an `append`."""
+    """What attempts have spent, by method, until it is taken. To count one is on the path of each call: an `append`.
+
+    Threads that make their calls themselves count, too. One that is just about to while all is taken may be left out.
+    """
 
     def __missing__(self, method: str) -> list[Spent]:
-        seen: list[Spent] = []
-        self[method] = seen
-        return seen
+        return self.setdefault(method, [])
 
     def take(self) -> dict[str, Times]:
         """What was counted since the last time, by method."""
-        taken = {method: Times(*map(_histogram, zip(*seen, strict=True))) for method, seen in self.items()}
-        self.clear()
-        return taken
+        return {method: Times(*map(_histogram, zip(*self.pop(method), strict=True))) for method in list(self)}
 
 
 def _histogram(column: tuple[float | None, ...]) -> Histogram:

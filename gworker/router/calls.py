@@ -16,6 +16,9 @@ from gworker.wire import Failure, Packed, Raised, Submit, packed_bytes, unpack_e
 if TYPE_CHECKING:
     from gworker.router.router import Link
 
+# How long after its deadline the worker of a call may take to say where the time went. Its own timer passes then, too.
+VERDICT_S = 0.1
+
 _numbers = itertools.count(1)
 _process = os.urandom(4).hex()
 

@@ -152,6 +152,11 @@ class Choice(Generic[C]):
         self._most *= 2
 
     @property
+    def asks(self) -> bool:
+        """Whether anyone has been asked for room, and not been told that we want none."""
+        return self._most > 0
+
+    @property
     def all_asked(self) -> bool:
         """Whether nobody is left to be asked."""
         return not self._full and not self._open

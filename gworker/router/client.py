@@ -19,11 +19,11 @@ from gworker.errors import GWorkerError, NotFound, PoolUnavailable
 from gworker.observe.times import Times
 from gworker.router import deployment
 from gworker.router.cluster import attach, is_alive
-from gworker.router.direct import DirectLane
-from gworker.router.lanes import Lane, RayLane
+from gworker.router.direct import DirectLane, TakenUp
+from gworker.router.lanes import Lane, LaneListener, RayLane
 from gworker.router.loop import io_loop
 from gworker.router.membership import Demand, DeployedClass, PoolDefinition, PoolKey, PoolView, WorkerView
-from gworker.router.router import Link, Router
+from gworker.router.router import Router
 
 log = logging.getLogger("gworker.router")
 
@@ -152,11 +152,13 @@ class AppClient:
         except Exception:  # the watch call learns of a dead controller, and says so to the callers
             log.debug("a demand report to the controller of %s was lost", self.app_name, exc_info=True)
 
-    def make_lane(self, worker: WorkerView, session: str, link: Link) -> Lane:
+    def make_lane(
+        self, worker: WorkerView, session: str, listener: LaneListener, taken_up: TakenUp | None = None
+    ) -> Lane:
         """See PoolSource."""
 
         def by_ray(name: str) -> Lane:
-            return RayLane(self._loop, worker.actor.get(), name, worker.capacity, link, ray.is_initialized)
+            return RayLane(self._loop, worker.actor.get(), name, worker.capacity, listener, ray.is_initialized)
 
         async def ask_tcp() -> tuple[str, int] | None:
             if not ray.is_initialized():
@@ -171,11 +173,12 @@ class AppClient:
             worker.direct,
             session,
             worker.capacity,
-            link,
+            listener,
             same_node=worker.direct.node_id == _node_id(),
             ask_tcp=ask_tcp,
             # By another name: the worker may know this one already, from a connection that was given up.
             fall_back=lambda: by_ray(f"{session}.ray"),
+            taken_up=taken_up,
         )
 
     @property

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from gworker.connection import HIGH_WATER_BYTES, Connection
 from gworker.frames import GREETING_BYTES, WELCOME_BYTES, Hello, RouterHandshake
@@ -37,6 +38,14 @@ _Way = Callable[[], Awaitable[bool]]
 
 class GivenUpError(ConnectionError):
     """The worker lives, but has cancelled what this router had there."""
+
+
+class TakenUp(NamedTuple):
+    """A session as another connection left it: our next bundle's number, the worker's last one, and what was sent."""
+
+    sequence: int
+    received: int
+    unacknowledged: list[Up]
 
 
 # Somebody listens, and did not come to the point of welcoming us.
@@ -101,7 +110,7 @@ class DirectLane:
     """The lane over a connection of its own.
 
     `same_node` says whether the Unix socket can be reached; `ask_tcp` gives the worker's TCP address. `fall_back` makes
-    the ray lane where there is no other way.
+    the ray lane where there is no other way. `taken_up` is for a session that was begun over a Unix socket.
     """
 
     vouches_for_starts = False
@@ -117,6 +126,7 @@ class DirectLane:
         same_node: bool,
         ask_tcp: Callable[[], Awaitable[tuple[str, int] | None]],
         fall_back: Callable[[], Lane],
+        taken_up: TakenUp | None = None,
     ) -> None:
         self._loop = loop
         self._turn = turn_of(loop)
@@ -142,6 +152,11 @@ class DirectLane:
         self._wanted = 0
         self._told_wanted = 0
         self._acknowledging: asyncio.TimerHandle | None = None
+        if taken_up is not None:
+            self._way = self._by_unix_socket
+            self._sequence, self._received, unacknowledged = taken_up
+            self._told_received = self._received
+            self._unacknowledged.extend(unacknowledged)
         self._connecting: asyncio.Task[None] | None = loop.create_task(self._connect())
 
     # --- the router's side ------------------------------------------------------------------------------------------
@@ -205,16 +220,22 @@ class DirectLane:
             self._send_bundle(wire)
 
     def _send_bundle(self, wire: _Wire) -> None:
-        count = count_within(self._outgoing, MAX_BUNDLE, HIGH_WATER_BYTES) if wire.writable else 0
-        messages = [self._outgoing.popleft() for _ in range(count)]
-        self._room.sent(self._sequence, sum(type(m) is Submit for m in messages))
+        outgoing = self._outgoing
+        if not outgoing or not wire.writable:
+            messages = []
+        elif len(outgoing) == 1:
+            messages = [outgoing.popleft()]
+        else:
+            messages = [outgoing.popleft() for _ in range(count_within(outgoing, MAX_BUNDLE, HIGH_WATER_BYTES))]
+        if messages:
+            self._room.sent(self._sequence, [type(message) for message in messages].count(Submit))
         bundle = Up(
-            session=self._session,
-            sequence=self._sequence,
-            acknowledged=self._received,
-            waiting=self._wanted or int(self._room.in_line),
-            stages=self.vouches_for_starts,
-            messages=messages,
+            self._session,
+            self._sequence,
+            self._received,
+            self._wanted or int(self._room.in_line),
+            self.vouches_for_starts,
+            messages,
         )
         self._sequence += 1
         self._told_wanted = self._wanted
@@ -337,6 +358,37 @@ class DirectLane:
             return False
         wire = self._new_wire(self._by_tcp)
         return await self._welcomed(wire, self._loop.create_connection(lambda: wire, *self._tcp))
+
+    async def connect_another(self, session: str) -> socket.socket | None:
+        if self._connecting is not None:
+            await asyncio.wait([self._connecting])
+        if self._wire is None or self._way != self._by_unix_socket:
+            return None
+        other = socket.socket(socket.AF_UNIX)
+        try:
+            other.setblocking(False)
+            await asyncio.wait_for(self._begin_session(other, session), CONNECT_S)
+            other.setblocking(True)
+        except BaseException:
+            other.close()
+            raise
+        return other
+
+    async def _begin_session(self, other: socket.socket, session: str) -> None:
+        await self._loop.sock_connect(other, self._address.path)
+        handshake = RouterHandshake(self._address.secret)
+        greeting = await self._read(other, GREETING_BYTES)
+        await self._loop.sock_sendall(other, handshake.hello(greeting, Hello(session, -1, is_new=True)))
+        handshake.welcomed(await self._read(other, WELCOME_BYTES))
+
+    async def _read(self, other: socket.socket, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            more = await self._loop.sock_recv(other, count - len(data))
+            if not more:
+                raise ConnectionResetError("the worker closed the connection")
+            data += more
+        return data
 
     def _new_wire(self, way: _Way) -> _Wire:
         mine = Hello(self._session, self._received, is_new=self._way is None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -57,6 +58,13 @@ class Lane(Protocol):
 
     def want(self, count: int) -> None:
         """`count` more inputs wait for room in this worker."""
+
+    async def connect_another(self, session: str) -> socket.socket | None:
+        """Another connection to the worker, on which this session has just begun; None where none is to be had.
+
+        It blocks. Raises what connecting raises.
+        """
+        ...
 
     def close(self) -> None:
         """Send nothing more and report nothing more."""
@@ -163,6 +171,9 @@ class RayLane:
         self._wanted = count
         if count and (not self._told_wanted or not self._open):
             self._schedule()
+
+    async def connect_another(self, session: str) -> socket.socket | None:
+        return None
 
     def close(self) -> None:
         self._closed = True

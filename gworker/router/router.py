@@ -27,9 +27,11 @@ from gworker.errors import (
 from gworker.mailbox import Mailbox, turn_of
 from gworker.observe.times import Tally, Times
 from gworker.options import Options
-from gworker.router.calls import Problem, RoutedCall
+from gworker.router.calls import VERDICT_S, Problem, RoutedCall
 from gworker.router.choice import ASK_MORE_S, Choice
-from gworker.router.lanes import Lane
+from gworker.router.direct import TakenUp
+from gworker.router.express import ExpressWays
+from gworker.router.lanes import Lane, LaneListener
 from gworker.router.membership import Demand, PoolKey, PoolView, WorkerView
 from gworker.router.queue import CallQueue, promise
 from gworker.router.roster import Differences, Roster
@@ -44,8 +46,6 @@ _noticed: set[str] = set()
 DEMAND_PERIOD_S = 0.25
 # How long calls wait without a word before the log says for what.
 EXPLAIN_AFTER_S = 5.0
-# How long after its deadline the worker of a call may take to say where the time went. Its own timer passes then, too.
-VERDICT_S = 0.1
 # A worker whose lane broke is linked again only where a view still names it this long afterwards: it did not die.
 RELINK_AFTER_S = 3.0
 
@@ -63,8 +63,10 @@ class PoolSource(Protocol):
     def report(self, router: str, key: PoolKey, demand: Demand, times: Mapping[str, Times]) -> None:
         """Tell the controller what this router needs, and the times of calls since the last report; never blocks."""
 
-    def make_lane(self, worker: WorkerView, session: str, link: Link) -> Lane:
-        """A lane to a worker, which knows this end of it as `session`."""
+    def make_lane(
+        self, worker: WorkerView, session: str, listener: LaneListener, taken_up: TakenUp | None = None
+    ) -> Lane:
+        """A lane to a worker, which knows this end of it as `session`: a new one, or one that is taken up."""
         ...
 
 
@@ -99,6 +101,31 @@ class Link:
     def on_broken(self, error: BaseException) -> None:
         """See LaneListener."""
         self._router.on_broken(self, error)
+
+
+class _Inquiry:
+    """A lane that takes up the session of an express way which broke, to find out what became of the call there."""
+
+    def __init__(self, router: Router, link: Link, call: RoutedCall, session: str, taken_up: TakenUp) -> None:
+        self._router = router
+        self._link = link
+        self._call = call
+        self._lane = router.source.make_lane(link.worker, session, self, taken_up)
+
+    def on_message(self, message: Any) -> None:
+        """See LaneListener."""
+        self._router.on_message(self._link, message)
+
+    def on_progress(self) -> None:
+        """See LaneListener."""
+        if self._call.done or self._call.link is not self._link:
+            self._lane.close()
+            self._router.pump_soon()
+
+    def on_broken(self, error: BaseException) -> None:
+        """See LaneListener."""
+        if self._link.calls.pop(self._call.number, None) is not None:
+            self._router.settle_lost(self._link, [self._call], error)
 
 
 class Router:
@@ -141,6 +168,7 @@ class Router:
         self._report_timer: asyncio.TimerHandle | None = None
         self._explain_timer: asyncio.TimerHandle | None = None
         self._ready_waiters: list[tuple[concurrent.futures.Future[None], int]] = []
+        self.express = ExpressWays(self)
         self._watcher: concurrent.futures.Future[None] = asyncio.run_coroutine_threadsafe(self._watch(), loop)
 
     # --- from any thread ------------------------------------------------------------------------------------------
@@ -197,7 +225,42 @@ class Router:
     @property
     def unfinished(self) -> int:
         """Calls that have been accepted and have not ended."""
-        return len(self._live) + len(self._mailbox)
+        return len(self._live) + len(self._mailbox) + len(self.express.busy)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no call is with this router, and none need be: it is open, and no worker has failed lately."""
+        return not (self._live or self._mailbox or self._errors) and self._closed is None
+
+    def post(self, action: Callable[..., object], *args: Any) -> None:
+        """Have `action(*args)` called on the router's loop soon."""
+        self._mailbox.post(action, *args)
+
+    def on_express(self, call: RoutedCall) -> None:
+        """A call has been sent by an express way: it is demand as any other."""
+        self._finished_lately = True
+        if self._report_timer is None:
+            self._mailbox.post(self._report)
+
+    def account(self, call: RoutedCall, message: Returned | Raised | Ended) -> None:
+        """Count where the time of an attempt went that a worker has answered."""
+        wait_s, run_s = message.wait_s, message.run_s
+        queue_s = clock.now() - call.queued_at - (wait_s or 0.0) - (run_s or 0.0)
+        call.spent = spent = queue_s, wait_s, run_s
+        self._tally[call.plan.method].append(spent)
+
+    def account_queued(self, call: RoutedCall) -> None:
+        """Count what a call whose deadline has passed had spent in the queue; of the rest nothing is known."""
+        until = clock.now() if call.link is None else call.sent_at
+        self._tally[call.plan.method].append((until - call.queued_at, None, None))
+
+    def take_over(self, call: RoutedCall, link: Link, message: Any) -> None:
+        """See to a call that came by an express way, where this is what the worker said of it."""
+        self._mailbox.post(self._take_over, call, link, message)
+
+    def find_out(self, call: RoutedCall, link: Link, session: str, taken_up: TakenUp, error: BaseException) -> None:
+        """See to a call whose express way broke with `error`: the worker may be dead, or have done it."""
+        self._mailbox.post(self._find_out, call, link, session, taken_up, error)
 
     def close(self, reason: GWorkerError) -> None:
         """End every call with `reason`, and every later one too."""
@@ -221,8 +284,36 @@ class Router:
                 return
             call.timer = self._loop.call_later(left, self._pass_deadline, call)
         self._queue.append(call)
-        self._needed.set()
+        if not self._needed.is_set():
+            self._needed.set()
         self.pump_soon()
+
+    def _take_over(self, call: RoutedCall, link: Link, message: Any) -> None:
+        if self._take_in(call, link):
+            self.on_message(link, message)
+            self.on_progress(link)
+
+    def _find_out(self, call: RoutedCall, link: Link, session: str, taken_up: TakenUp, error: BaseException) -> None:
+        if not self._take_in(call, link):
+            return
+        if link.broken:
+            del link.calls[call.number]
+            self.settle_lost(link, [call], error)
+        else:
+            _Inquiry(self, link, call, session, taken_up)
+
+    def _take_in(self, call: RoutedCall, link: Link) -> bool:
+        """Count a call that is in a worker as ours; False where it has ended at that."""
+        self._live[call.number] = call
+        if self._closed is not None:
+            self._end(call, self._closed)
+            return False
+        call.link = link
+        link.calls[call.number] = call
+        if call.deadline is not None:
+            left = max(0.0, call.deadline - clock.now())
+            call.timer = self._loop.call_later(left, self._pass_deadline, call)
+        return True
 
     @property
     def _refusal(self) -> GWorkerError | None:
@@ -270,16 +361,18 @@ class Router:
             waiting = self._queue.waiting
             if not waiting or not self._ask(waiting):
                 break
-        if not waiting:
+        if not waiting and self._choice.asks:
             self._ask_no_more()
-        self._report()
+        if self._report_timer is None or waiting:
+            self._report()
         if waiting and self._explain_timer is None:
             self._explain_timer = self._loop.call_later(EXPLAIN_AFTER_S, self._explain)
 
     def on_progress(self, link: Link) -> None:
         """A worker may have room."""
         self._choice.heard(link)
-        self.pump_soon()
+        if self._queue.waiting or self._choice.asks or self._report_timer is None:
+            self.pump_soon()
 
     def _ask(self, waiting: int) -> bool:
         """Have workers say when they have room; False where no more of them are asked for now."""
@@ -314,6 +407,10 @@ class Router:
     def _has_ready_links(self) -> bool:
         return len(self._choice) > 0
 
+    def ready_links(self) -> list[Link]:
+        """The workers that may be used."""
+        return [link for link in self._links.values() if link.ready and not link.broken]
+
     def _send(self, link: Link, call: RoutedCall, now: float) -> None:
         call.link = link
         call.sent_at = now
@@ -333,18 +430,18 @@ class Router:
         if call is None or call.done:
             return
         if kind is Returned:
-            self._account(call, message)
+            self.account(call, message)
             self._finish(call)
             self._hand_over(call, call.sink.returned, message.result)
         elif isinstance(message, Item):
             call.items += 1
             self._hand_over(call, call.sink.item, message.item)
         elif isinstance(message, Ended):
-            self._account(call, message)
+            self.account(call, message)
             self._finish(call)
             self._hand_over(call, call.sink.ended)
         elif isinstance(message, Raised):
-            self._account(call, message)
+            self.account(call, message)
             self._failed(link, call, message)
         elif isinstance(message, Started):
             call.started = True
@@ -352,13 +449,6 @@ class Router:
             del link.calls[call.number]
             call.tries += 1
             self._requeue([call])
-
-    def _account(self, call: RoutedCall, message: Returned | Raised | Ended) -> None:
-        """Count where the time of an attempt went that a worker has answered."""
-        wait_s, run_s = message.wait_s, message.run_s
-        queue_s = clock.now() - call.queued_at - (wait_s or 0.0) - (run_s or 0.0)
-        call.spent = spent = queue_s, wait_s, run_s
-        self._tally[call.plan.method].append(spent)
 
     def _judge(self, link: Link, message: Any) -> None:
         """Count the system errors in a row that a worker answers with; anything else it brings about ends the row."""
@@ -411,7 +501,12 @@ class Router:
             self._unlinked[link.worker.id] = None
         self._lost_at[link.worker.id] = clock.now()
         self._errors[link.worker.id] = self._errors.get(link.worker.id, 0) + 1
+        self.express.leave(link)
         calls, link.calls = list(link.calls.values()), {}
+        self.settle_lost(link, calls, error)
+
+    def settle_lost(self, link: Link, calls: list[RoutedCall], error: BaseException) -> None:
+        """Calls were in a worker that is gone, and which does not have them any more."""
         again: list[RoutedCall] = []
         for call in calls:
             if not call.started:
@@ -470,8 +565,7 @@ class Router:
             call.timer = self._loop.call_later(VERDICT_S, self._pass_deadline, call)
             return
         if call.link is not None or call.queued:
-            until = clock.now() if call.link is None else call.sent_at
-            self._tally[call.plan.method].append((until - call.queued_at, None, None))
+            self.account_queued(call)
         error = call.past_deadline(None if self._has_ready_links() else self.waiting_for())
         self._end(call, error, cause=call.last_failure, tell=True)
         self.pump()
@@ -484,6 +578,7 @@ class Router:
     def _close(self) -> None:
         assert self._closed is not None
         self._watcher.cancel()
+        self.express.close()
         for call in list(self._live.values()):
             self._end(call, self._closed, tell=True)
         for link in self._links.values():
@@ -559,6 +654,7 @@ class Router:
                 del self._unlinked[worker_id]
                 link = self._links[worker_id] = Link(self, worker)
                 self._choice.add(link)
+                self.express.enter(link)
         for worker_id, link in list(self._leaving.items()):
             if not link.calls:
                 del self._leaving[worker_id]
@@ -570,11 +666,17 @@ class Router:
         link.ready = ready
         if ready:
             self._choice.add(link)
-        elif self._choice.remove(link):
+            self.express.enter(link)
+            return
+        self.express.leave(link)
+        if self._choice.remove(link):
             link.lane.want(0)  # or it would go on offering its room, and be asked again
 
     def _demand(self) -> Demand:
-        inflight = tuple((link.worker.id, len(link.calls)) for link in self._links.values() if link.calls)
+        held = {link.worker.id: len(link.calls) for link in self._links.values() if link.calls}
+        for way in list(self.express.busy):
+            held[way.link.worker.id] = held.get(way.link.worker.id, 0) + 1
+        inflight = tuple(held.items())
         running = sum(count for _, count in inflight)
         finished = int(self._finished_lately)
         return Demand(len(self._live) - running, running or finished, inflight, tuple(self._errors.items()))

@@ -54,8 +54,14 @@ class Agenda:
             self._tidy(_key(given))
         # A plain one is passed over when its turn comes.
 
+    def __bool__(self) -> bool:
+        """Whether anything waits."""
+        return bool(self._plain or self._queues)
+
     def take(self, now: float) -> list[Input]:
         """The inputs of the invocation that starts next, taken out; none where nothing may start now."""
+        if not self:
+            return []
         while self._plain and self._plain[0][2].answered:
             heapq.heappop(self._plain)
         best: tuple[str, Any] | None = None
@@ -82,6 +88,8 @@ class Agenda:
 
     def next_start(self) -> float | None:
         """When the first window that is open, and whose batch could run, closes."""
+        if not self._queues:
+            return None
         return min(
             (q.ready_at() for (name, _), q in self._queues.items() if self._may_start(self._spec.methods[name])),
             default=None,

@@ -178,8 +178,9 @@ class Engine:
 
     def caller_waits(self, session: str, count: int) -> None:
         """A caller would send `count` more inputs."""
-        self._admission.wait(session, count)
-        self._offer_room()
+        if count or self._admission.concerns(session):
+            self._admission.wait(session, count)
+            self._offer_room()
 
     def caller_left(self, session: str) -> None:
         """A caller is gone, and wants nothing any more."""
@@ -262,14 +263,17 @@ class Engine:
     def _settle(self) -> None:
         """Start what may start, and offer the room that is left."""
         self._settling = False
-        self._pump()
+        if self._agenda:
+            self._pump()
         self._offer_room()
 
     def _pump(self) -> None:
         """Start what may start; wake again when the next window closes."""
         now = clock.now()
         while chosen := self._agenda.take(now):
-            if in_time := [given for given in chosen if not self._is_late(given, now)]:
+            if len(chosen) == 1 and chosen[0].deadline is None:
+                self._start(chosen)
+            elif in_time := [given for given in chosen if not self._is_late(given, now)]:
                 self._start(in_time)
         if self._window_timer is not None:
             self._window_timer.cancel()
@@ -432,7 +436,8 @@ class Engine:
         """Give the input's place back; a staged input moves up into it."""
         given.held = False
         self._admission.release(given.session.name)
-        self._move_up(now)
+        if self._staged:
+            self._move_up(now)
         if self._admission.held == 0:
             self._idle.set()
 
@@ -441,7 +446,7 @@ class Engine:
             self._hold(self._staged.popleft(), now)
 
     def _offer_room(self) -> None:
-        if self.draining:
+        if self.draining or not (self._staged or self._offer_timer is not None or self._admission.awaited):
             return
         now = clock.now()
         self._move_up(now)  # an offer that nobody used may just have lapsed

@@ -107,6 +107,13 @@ class DirectLine:
         self._unacknowledged.clear()
         self._listener.forget(self)
 
+    @property
+    def settled(self) -> bool:
+        """Whether the router has all that was sent; one that has closed its connection waits for results alone."""
+        if self._connection is None and not self.session.owes_answers:
+            return not any(bundle.messages for bundle in self._unacknowledged)
+        return self.session.settled
+
     def flush(self) -> None:
         """Send what there is to send, as far as the router takes it."""
         self._scheduled = False
@@ -310,4 +317,4 @@ class DirectListener:
     @property
     def settled(self) -> bool:
         """Whether the routers have all that was sent to them."""
-        return all(line.session.settled for line in self._lines.values())
+        return all(line.settled for line in self._lines.values())

@@ -38,6 +38,15 @@ class Admission:
         """Places that no input holds, offered ones included."""
         return self.capacity - self.held
 
+    @property
+    def awaited(self) -> bool:
+        """Whether any caller waits for a place, or has the offer of one."""
+        return bool(self._waiting or self._offers)
+
+    def concerns(self, caller: str) -> bool:
+        """Whether it makes a difference that `caller` says it wants nothing: it waits, was refused or has an offer."""
+        return caller in self._waiting or caller in self._refused or caller in self._offers
+
     def take(self, caller: str, now: float) -> bool:
         """Take a place for an input of `caller`; False when there is none for it."""
         self._forget_stale_offers(now)

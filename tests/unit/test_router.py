@@ -28,9 +28,9 @@ from gworker.observe.times import Times, add_all
 from gworker.options import Options
 from gworker.retries import Retries
 from gworker.router import router as router_module
-from gworker.router.calls import Plan, Problem, RoutedCall
+from gworker.router.calls import VERDICT_S, Plan, Problem, RoutedCall
 from gworker.router.membership import Demand, PoolKey, PoolState, PoolView, WorkerView
-from gworker.router.router import DEMAND_PERIOD_S, EXPLAIN_AFTER_S, VERDICT_S, Link, Router
+from gworker.router.router import DEMAND_PERIOD_S, EXPLAIN_AFTER_S, Link, Router
 from gworker.wire import (
     Busy,
     Cancel,
