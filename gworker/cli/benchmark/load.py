@@ -54,18 +54,21 @@ def sender(bound: Any, inputs: Iterator[Input], recorder: Recorder, *, streams: 
     async def send(counts: bool, due: float) -> None:
         args, kwargs = next(inputs)
         sink = Awaited()
-        sent: tuple[Router, RoutedCall] | None = None
         try:
-            sent = bound._send(args, kwargs, sink)
+            router, call = bound._send(args, kwargs, sink)
+        except Exception as error:
+            recorder.raised(counts, clock.now(), error)
+            return
+        try:
             await sink.result()
         except Exception as error:
             recorder.raised(counts, clock.now(), error)
         except BaseException:
-            if sent is not None and not sent[1].done:
-                sent[0].cancel(sent[1])
+            if not call.done:
+                router.cancel(call)
             raise
         else:
-            recorder.returned(counts, due, clock.now(), sent[1].spent)
+            recorder.returned(counts, due, clock.now(), call.spent)
 
     async def stream(counts: bool, due: float) -> None:
         args, kwargs = next(inputs)
