@@ -72,7 +72,8 @@ class Unschedulable(GWorkerError):
 class DeadlineExceeded(GWorkerError, TimeoutError):
     """A time limit passed: `limit` is "timeout_s" (one execution) or "deadline_s" (the whole call).
 
-    `where` says where the call was at that moment, for example "running" or "worker queue".
+    `where` says where the call was at that moment: "queue", "worker queue" (held there, not begun), "running", "worker"
+    where that did not say which, "between attempts" or "gateway". The message says where the time went, in seconds.
     """
 
     http_status: ClassVar[int] = 504

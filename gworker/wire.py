@@ -359,10 +359,12 @@ class Busy(NamedTuple):
 
 
 class Returned(NamedTuple):
-    """Worker to router: the result."""
+    """Worker to router: the result. `wait_s` and `run_s`: see `Raised`."""
 
     call_id: int
     result: Packed
+    wait_s: float = 0.0
+    run_s: float = 0.0
 
 
 class Raised(NamedTuple):
@@ -370,12 +372,17 @@ class Raised(NamedTuple):
 
     `blame` is "system" where not user code raised it: an execution that passed its limit, a fault of gworker itself;
     of a batch only one input carries that blame. "nobody" says nothing about the worker.
+    `wait_s` is how long the worker held it before its invocation began, `run_s` how long that took; None where it was
+    not held, or did not begin. `limit` names the time limit that passed, where that is the failure.
     """
 
     call_id: int
     failure: Failure
     batch_size: int
     blame: Literal["user", "system", "nobody"] = "user"
+    wait_s: float | None = None
+    run_s: float | None = None
+    limit: Literal["", "timeout_s", "deadline_s"] = ""
 
 
 class Item(NamedTuple):
@@ -386,9 +393,11 @@ class Item(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """Worker to router: a stream is complete."""
+    """Worker to router: a stream is complete. `wait_s` and `run_s`: see `Raised`."""
 
     call_id: int
+    wait_s: float = 0.0
+    run_s: float = 0.0
 
 
 class Up(NamedTuple):

@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -40,6 +41,7 @@ from gworker.control.workers import Worker, WorkerState
 from gworker.errors import NotFound, PoolUnavailable
 from gworker.observe.events import Event, EventLog
 from gworker.observe.status import AppStatus, PoolStatus, WorkerStatus
+from gworker.observe.times import Times
 from gworker.options import Options
 from gworker.router import deployment
 from gworker.router.membership import Demand, DeployedClass, PoolDefinition, PoolKey, PoolView
@@ -135,8 +137,10 @@ class Controller:
             raise PoolUnavailable(self._being_stopped)
         return await self._board.next_view(router, key, known)
 
-    async def report(self, router: str, key: PoolKey, demand: Demand) -> None:
-        """A router says what it needs of a pool."""
+    async def report(
+        self, router: str, key: PoolKey, demand: Demand, times: Mapping[str, Times] = MappingProxyType({})
+    ) -> None:
+        """A router says what it needs of a pool, and where the time of its calls went since the last report."""
         await self.begin()
         key = self._route_key(key)
         route = self._board.route(key)
@@ -145,6 +149,8 @@ class Controller:
             return
         for pool in route.pools:
             pool.report(router, demand, clock.now())
+        if times:
+            route.pools[-1].count_times(times)  # during an update they may be those of several
         if demand.queued or demand.errors:
             self._wake.set()
 

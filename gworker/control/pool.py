@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from gworker.control.autoscaler import Autoscaler, ScalePolicy
@@ -17,7 +17,8 @@ from gworker.control.slot import Slot, SlotRecord
 from gworker.control.supervisor import Hope, KillBudget
 from gworker.control.workers import Worker, WorkerRecord, WorkerState, record_of, restored_worker
 from gworker.errors import GWorkerError, PoolUnavailable, StartupFailed, Unschedulable
-from gworker.observe.status import PoolStatus, WorkerStatus
+from gworker.observe.status import MethodTimes, PoolStatus, WorkerStatus
+from gworker.observe.times import Times, add_all
 from gworker.probe import Probe, Verdict
 from gworker.router.membership import Demand, PoolDefinition, PoolState, PoolView
 
@@ -108,6 +109,7 @@ class Pool:
         self._rng = rng
         self._now = now
         self._demands: dict[str, tuple[Demand, float]] = {}
+        self._times: dict[str, Times] = {}
         self._used_at = now
         self._hears_all_at = now
         self._panicking = False
@@ -138,6 +140,10 @@ class Pool:
         else:
             self._demands[router] = (demand, now)
             self._used_at = now
+
+    def count_times(self, times: Mapping[str, Times]) -> None:
+        """A router says where the time of calls went since its last report, by method."""
+        add_all(self._times, times)
 
     def add(self, slot: int, worker_id: str, number: int, now: float) -> Worker:
         """The worker that `Start(slot)` asked for."""
@@ -517,6 +523,7 @@ class Pool:
             restarts=self.restarts,
             waiting_for=self.waiting_for(now) if waits or any(w.pending for w in starting) else "",
             workers=tuple(workers),
+            times=tuple(MethodTimes.of(method, times) for method, times in sorted(self._times.items())),
         )
 
     def _vacant(self, slot: Slot, now: float) -> WorkerStatus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections import deque
@@ -10,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from gworker.observe.status import AppStatus
+from gworker.observe.status import AppStatus, Durations
+from gworker.observe.times import BUCKETS_S
 
 # Two minutes in steps of two seconds: what fits on a phone.
 STEP_S = 2.0
@@ -103,6 +105,13 @@ class Metrics:
         return generate_latest(self.registry) + generate_latest(pools)
 
 
+_TIMES = (
+    ("gworker_queue_time_seconds", "From a call's submit until a worker holds it, and its transport.", "queue"),
+    ("gworker_batch_wait_seconds", "From then until its invocation begins: a window, a batch, a thread.", "batch_wait"),
+    ("gworker_run_time_seconds", "The invocation itself.", "run"),
+)
+
+
 class _Pools:
     """The pools of an app as metrics."""
 
@@ -125,4 +134,18 @@ class _Pools:
                 inputs.add_metric([*name, kind], getattr(pool, kind))
             restarts.add_metric(name, pool.restarts)
             state.add_metric([*name, pool.state], 1)
-        return [desired, workers, inputs, restarts, state]
+        return [desired, workers, inputs, restarts, state, *self._times()]
+
+    def _times(self) -> Iterable[Metric]:
+        """Where the time of calls went, by method; pools of one name, of which an update has two, as one."""
+        for name, about, kind in _TIMES:
+            merged: dict[tuple[str, str], list[Durations]] = {}
+            for pool in self._status.pools:
+                for times in pool.times:
+                    merged.setdefault((pool.name, times.method), []).append(getattr(times, kind))
+            family = HistogramMetricFamily(name, about, labels=["app", "pool", "method"])
+            for labels, parts in merged.items():
+                counts = itertools.accumulate(map(sum, zip(*(part.buckets for part in parts), strict=True)))
+                buckets = list(zip((*map(str, BUCKETS_S), "+Inf"), map(float, counts), strict=True))
+                family.add_metric([self._status.name, *labels], buckets, sum(part.sum_s for part in parts))
+            yield family

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gworker.observe.events import Event
+from gworker.observe.times import Histogram, Times
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,51 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True)
+class Durations:
+    """How long something took, in seconds: how often it was seen, mean, sum, and percentiles to about a bucket's width.
+
+    `buckets` are the numbers in each bucket of `gworker.observe.times.BUCKETS_S`, and above them.
+    """
+
+    count: int
+    mean_s: float
+    p50_s: float
+    p99_s: float
+    sum_s: float
+    buckets: tuple[int, ...]
+
+    @classmethod
+    def of(cls, seen: Histogram) -> Durations:
+        """What a histogram says."""
+        return cls(seen.count, seen.mean_s, seen.quantile_s(0.5), seen.quantile_s(0.99), seen.sum_s, tuple(seen.counts))
+
+
+@dataclass(frozen=True)
+class MethodTimes:
+    """Where the time of the calls of a method went since the pool began, or its controller took it over.
+
+    The queue time lies between the submit and the worker's holding the input, and the transport both ways is counted
+    with it; the batch wait lies before the invocation begins; the run time is the invocation's own. Each attempt
+    counts by itself; cancelled ones do not.
+    """
+
+    method: str
+    queue: Durations
+    batch_wait: Durations
+    run: Durations
+
+    @classmethod
+    def of(cls, method: str, times: Times) -> MethodTimes:
+        """What the histograms of a method say."""
+        return cls(method, *map(Durations.of, times))
+
+
+@dataclass(frozen=True)
 class PoolStatus:
     """One pool: how many workers it wants and has, and the inputs that routers report as queued and running.
 
-    `pending` of the `starting` workers have no node yet; `waiting_for` says why, and what calls wait for.
+    `pending` of the `starting` workers have no node yet; `waiting_for` says why, and what calls wait for. `times` has
+    the methods that were called.
     """
 
     name: str
@@ -63,6 +105,7 @@ class PoolStatus:
     restarts: int
     waiting_for: str = ""
     workers: tuple[WorkerStatus, ...] = ()
+    times: tuple[MethodTimes, ...] = ()
 
 
 _POOL_COLUMNS = (
@@ -70,6 +113,7 @@ _POOL_COLUMNS = (
     "waiting for",
 )  # fmt: skip
 _WORKER_COLUMNS = ("worker", "state", "pid", "age", "inflight", "restarts", "last probes", "reason")
+_TIMES_COLUMNS = ("pool", "method", "calls", "queue time p50 / p99", "batch wait p50 / p99", "run time p50 / p99")
 # How many of the workers and of the events a table shows.
 _SHOWN_WORKERS = 20
 _SHOWN_EVENTS = 8
@@ -93,7 +137,7 @@ class AppStatus:
         raise KeyError(f"no pool of a class {class_name!r} in app {self.name!r}; there are: {known}")
 
     def _tables(self) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
-        """Columns and rows: the pools, and their workers where there are some."""
+        """Columns and rows: the pools, where the time of their calls went, and their workers, where there are some."""
         pools = [
             tuple(
                 str(value)
@@ -108,7 +152,9 @@ class AppStatus:
         more = len(workers) - _SHOWN_WORKERS
         if more > 0:
             workers = [*workers[:_SHOWN_WORKERS], (f"… {more} more", *[""] * (len(_WORKER_COLUMNS) - 1))]
-        return [(_POOL_COLUMNS, pools), *([(_WORKER_COLUMNS, workers)] if workers else [])]
+        times = [_times_row(p.name, t) for p in self.pools for t in p.times]
+        more_tables = [(_TIMES_COLUMNS, times), (_WORKER_COLUMNS, workers)]
+        return [(_POOL_COLUMNS, pools), *((columns, rows) for columns, rows in more_tables if rows)]
 
     @property
     def _title(self) -> str:
@@ -151,6 +197,24 @@ class AppStatus:
         if latest := self._latest():
             shown.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in latest) + "</ul>")
         return "<div>" + "".join(shown) + "</div>"
+
+
+def _times_row(pool: str, times: MethodTimes) -> tuple[str, ...]:
+    spans = (times.queue, times.batch_wait, times.run)
+    cells = [f"{_span(t.p50_s)} / {_span(t.p99_s)}" if t.count else "" for t in spans]
+    return (pool, times.method, f"{times.queue.count:,}", *cells)
+
+
+def _span(time_s: float) -> str:
+    """A time as people say it.
+
+    >>> [_span(x) for x in (0.00012, 0.0123, 0.5, 12.34, 250.0)]
+    ['0.12 ms', '12 ms', '500 ms', '12 s', '250 s']
+    """
+    if time_s >= 1:
+        return f"{time_s:.0f} s" if time_s >= 10 else f"{time_s:.1f} s"
+    ms = time_s * 1000
+    return f"{ms:.0f} ms" if ms >= 10 else f"{ms:.1f} ms" if ms >= 1 else f"{ms:.2f} ms"
 
 
 def _worker_row(worker: WorkerStatus) -> tuple[str, ...]:

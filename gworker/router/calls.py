@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from gworker import clock
 from gworker.context import WaitingPool
 from gworker.errors import DeadlineExceeded, GWorkerError, PoolUnavailable
+from gworker.observe.times import Spent, past_limit, seconds
 from gworker.retries import Retries
-from gworker.wire import Failure, Packed, Submit, packed_bytes, unpack_exception
+from gworker.wire import Failure, Packed, Raised, Submit, packed_bytes, unpack_exception
 
 if TYPE_CHECKING:
     from gworker.router.router import Link
+
+# How long after its deadline the worker of a call may take to say where the time went. Its own timer passes then, too.
+VERDICT_S = 0.1
 
 _numbers = itertools.count(1)
 _process = os.urandom(4).hex()
@@ -85,13 +89,19 @@ class Plan(NamedTuple):
 
 
 class RoutedCall:
-    """One call while its router is responsible for it."""
+    """One call while its router is responsible for it.
+
+    `queued_at` is when its present attempt was queued; `spent` is where the time of the last went that was answered.
+    """
 
     attempt = 1
     batch_cap = 0
     items = 0
     last_failure: Failure | None = None
     sent_at = 0.0
+    spent: Spent | None = None
+    # Its deadline has passed, and its worker has a moment to say where the time went.
+    overdue = False
     timer: Any = None
     link: Link | None = None
     # Another attempt goes to another worker, where there is one; `tries` counts how often this one was refused.
@@ -120,7 +130,7 @@ class RoutedCall:
         self.credit = credit
         self.sink = sink
         self.waiting = waiting
-        self.submitted_at = clock.now()
+        self.submitted_at = self.queued_at = clock.now()
 
     @property
     def id(self) -> str:
@@ -141,34 +151,56 @@ class RoutedCall:
         """Whether another attempt is allowed: some are left, and no item of a stream has been handed out."""
         return self.attempt <= self.retries.max_retries and self.items == 0
 
-    def past_deadline(self, no_worker: str | None) -> GWorkerError:
-        """The error of a call whose deadline passes now, saying where the time went. `no_worker` is why none serves."""
+    def past_limit(self, told: Raised) -> DeadlineExceeded:
+        """The error of a call whose limit passed in a worker, which has `told` what it knows; where the time went."""
+        assert told.limit
         now = clock.now()
-        total_s = now - self.submitted_at
+        return past_limit(
+            self.label,
+            told.limit,
+            timeout_s=self.plan.timeout_s,
+            queue_s=now - self.queued_at - (told.wait_s or 0.0) - (told.run_s or 0.0),
+            total_s=now - self.submitted_at,
+            wait_s=told.wait_s,
+            run_s=told.run_s,
+            about=self._which_attempt(),
+        )
+
+    def past_deadline(self, no_worker: str | None) -> GWorkerError:
+        """The error of a call whose deadline has passed, and of which no worker has told more.
+
+        It says where the time went. `no_worker` is why none serves.
+        """
+        now = clock.now()
+        total = seconds(now - self.submitted_at)
         if self.link is not None:
-            spent = f"{self.sent_at - self.submitted_at:.3g} s queued, {now - self.sent_at:.3g} s in a worker"
+            spent = f"{seconds(self.sent_at - self.queued_at)} queued, {seconds(now - self.sent_at)} in a worker"
             return DeadlineExceeded(
-                f"{self.label} passed its deadline_s after {total_s:.3g} s: {spent} (attempt {self.attempt})",
+                f"{self.label} passed its deadline_s after {total}: {spent}, which did not say what it does"
+                f"{self._which_attempt()}",
                 limit="deadline_s",
                 where="worker",
             )
         if self.last_failure is not None and not self.queued:
             last = self.last_failure
             return DeadlineExceeded(
-                f"{self.label} passed its deadline_s after {total_s:.3g} s, while it waited to begin attempt "
+                f"{self.label} passed its deadline_s after {total}, while it waited to begin attempt "
                 f"{self.attempt}; the one before had ended with {last.type_name}: {last.message}",
                 limit="deadline_s",
                 where="between attempts",
             )
         if no_worker is not None and not self.reached_worker:
-            return PoolUnavailable(
-                f"{self.label} passed its deadline_s after {total_s:.3g} s without a worker: {no_worker}"
-            )
+            return PoolUnavailable(f"{self.label} passed its deadline_s after {total} without a worker: {no_worker}")
         return DeadlineExceeded(
-            f"{self.label} passed its deadline_s after {total_s:.3g} s in the queue: every worker was busy",
+            f"{self.label} passed its deadline_s after {total} in the queue: every worker was busy",
             limit="deadline_s",
             where="queue",
         )
+
+    def _which_attempt(self) -> str:
+        if self.attempt == 1:
+            return ""
+        return f" (attempt {self.attempt}, {seconds(self.queued_at - self.submitted_at)} after the first began)"
 
     def message(self) -> Submit:
         """The call as it is sent now."""

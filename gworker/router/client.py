@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from gworker import clock
 from gworker.deaths import death_reason
 from gworker.errors import GWorkerError, NotFound, PoolUnavailable
+from gworker.observe.times import Times
 from gworker.router import deployment
 from gworker.router.cluster import attach, is_alive
 from gworker.router.direct import DirectLane, TakenUp
@@ -142,12 +143,12 @@ class AppClient:
             return PoolUnavailable(f"the controller of the app {self.app_name!r} failed inside gworker: {what}")
         return PoolUnavailable(f"the controller of the app {self.app_name!r} is gone: {death_reason(error)}")
 
-    def report(self, router: str, key: PoolKey, demand: Demand) -> None:
+    def report(self, router: str, key: PoolKey, demand: Demand, times: Mapping[str, Times]) -> None:
         """See PoolSource."""
         if not ray.is_initialized():
             return
         try:
-            self.controller.report.remote(router, key, demand)
+            self.controller.report.remote(router, key, demand, times)
         except Exception:  # the watch call learns of a dead controller, and says so to the callers
             log.debug("a demand report to the controller of %s was lost", self.app_name, exc_info=True)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gworker import clock
 from gworker.connection import give_to_children, keep_from_children
 from gworker.frames import FrameReader, encode_frame
-from gworker.router.calls import RoutedCall
+from gworker.router.calls import VERDICT_S, RoutedCall
 from gworker.router.direct import TakenUp
 from gworker.wire import Cancel, Down, Packed, Payload, Returned, Submit, Up, from_plain, to_plain
 
@@ -79,6 +79,7 @@ class Express:
             last = self._receive(call)
         except TimeoutError:
             self._give_up(call)
+            router.account_queued(call)
             raise call.past_deadline(None) from None
         except Exception as error:
             self.retire()
@@ -95,6 +96,7 @@ class Express:
             router.take_over(call, self.link, last)
             return HANDED_OVER
         call.done = True
+        router.account(call, last)
         result = last.result
         if type(result) is Payload or (type(result) is bytes and len(result) > LARGEST_BYTES):
             self._ways.large.add(call.plan.method)
@@ -105,7 +107,7 @@ class Express:
     def _send(self, call: RoutedCall) -> bool:
         """Send the call; False where it cannot have started, as the way is closed."""
         if call.deadline is not None:
-            self._socket.settimeout(max(_SHORTEST_S, call.deadline - clock.now()))
+            self._socket.settimeout(max(_SHORTEST_S, call.deadline - clock.now()) + VERDICT_S)
         with self._lock:
             if self.closed or not self._write([call.message()], 0):
                 self.closed = True
@@ -142,7 +144,7 @@ class Express:
                         last = message
             self._contents.clear()
             if call.deadline is not None:
-                self._socket.settimeout(None if last else max(_SHORTEST_S, call.deadline - clock.now()))
+                self._socket.settimeout(None if last else max(_SHORTEST_S, call.deadline + VERDICT_S - clock.now()))
             if last is not None:
                 return last
 

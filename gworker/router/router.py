@@ -13,7 +13,7 @@ import itertools
 import logging
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from gworker import clock, context
@@ -25,8 +25,9 @@ from gworker.errors import (
     WorkerLost,
 )
 from gworker.mailbox import Mailbox, turn_of
+from gworker.observe.times import Tally, Times
 from gworker.options import Options
-from gworker.router.calls import Problem, RoutedCall
+from gworker.router.calls import VERDICT_S, Problem, RoutedCall
 from gworker.router.choice import ASK_MORE_S, Choice
 from gworker.router.direct import TakenUp
 from gworker.router.express import ExpressWays
@@ -59,8 +60,8 @@ class PoolSource(Protocol):
         """
         ...
 
-    def report(self, router: str, key: PoolKey, demand: Demand) -> None:
-        """Tell the controller what this router needs; never blocks."""
+    def report(self, router: str, key: PoolKey, demand: Demand, times: Mapping[str, Times]) -> None:
+        """Tell the controller what this router needs, and the times of calls since the last report; never blocks."""
 
     def make_lane(
         self, worker: WorkerView, session: str, listener: LaneListener, taken_up: TakenUp | None = None
@@ -161,6 +162,7 @@ class Router:
         self._closed: GWorkerError | None = None
         self._reported = Demand(0, 0)
         self._errors: dict[str, int] = {}
+        self._tally = Tally()
         self._needed = asyncio.Event()
         self._finished_lately = False
         self._report_timer: asyncio.TimerHandle | None = None
@@ -239,6 +241,18 @@ class Router:
         self._finished_lately = True
         if self._report_timer is None:
             self._mailbox.post(self._report)
+
+    def account(self, call: RoutedCall, message: Returned | Raised | Ended) -> None:
+        """Count where the time of an attempt went that a worker has answered."""
+        wait_s, run_s = message.wait_s, message.run_s
+        queue_s = clock.now() - call.queued_at - (wait_s or 0.0) - (run_s or 0.0)
+        call.spent = spent = queue_s, wait_s, run_s
+        self._tally[call.plan.method].append(spent)
+
+    def account_queued(self, call: RoutedCall) -> None:
+        """Count what a call whose deadline has passed had spent in the queue; of the rest nothing is known."""
+        until = clock.now() if call.link is None else call.sent_at
+        self._tally[call.plan.method].append((until - call.queued_at, None, None))
 
     def take_over(self, call: RoutedCall, link: Link, message: Any) -> None:
         """See to a call that came by an express way, where this is what the worker said of it."""
@@ -337,12 +351,13 @@ class Router:
         self._pumping = False
         if self._closed is not None:
             return
+        now = clock.now()
         while True:
             while (call := self._queue.next()) is not None:
                 link = self._choice.pick(avoid=call.avoid, tries=call.tries)
                 if link is None:
                     break
-                self._send(link, self._queue.take())
+                self._send(link, self._queue.take(), now)
             waiting = self._queue.waiting
             if not waiting or not self._ask(waiting):
                 break
@@ -396,9 +411,9 @@ class Router:
         """The workers that may be used."""
         return [link for link in self._links.values() if link.ready and not link.broken]
 
-    def _send(self, link: Link, call: RoutedCall) -> None:
+    def _send(self, link: Link, call: RoutedCall, now: float) -> None:
         call.link = link
-        call.sent_at = clock.now()
+        call.sent_at = now
         call.reached_worker = True
         call.started = not link.lane.vouches_for_starts
         link.calls[call.number] = call
@@ -415,15 +430,18 @@ class Router:
         if call is None or call.done:
             return
         if kind is Returned:
+            self.account(call, message)
             self._finish(call)
             self._hand_over(call, call.sink.returned, message.result)
         elif isinstance(message, Item):
             call.items += 1
             self._hand_over(call, call.sink.item, message.item)
         elif isinstance(message, Ended):
+            self.account(call, message)
             self._finish(call)
             self._hand_over(call, call.sink.ended)
         elif isinstance(message, Raised):
+            self.account(call, message)
             self._failed(link, call, message)
         elif isinstance(message, Started):
             call.started = True
@@ -443,7 +461,10 @@ class Router:
     def _failed(self, link: Link, call: RoutedCall, message: Raised) -> None:
         failure = message.failure
         if failure.final or not call.may_retry() or not call.retries.matches(failure):
-            self._end(call, failure)
+            if message.limit:
+                self._end(call, call.past_limit(message), cause=call.last_failure)
+            else:
+                self._end(call, failure)
             return
         del link.calls[call.number]
         delay_s = call.retries.delay_s(call.attempt)
@@ -461,11 +482,13 @@ class Router:
     def _next_attempt(self, call: RoutedCall) -> None:
         log.info("%s: attempt %d failed, another follows (call %s)", call.label, call.attempt, call.id)
         call.attempt += 1
+        call.queued_at = clock.now()
         call.link = None
         call.tries = 0
 
     def _retry(self, call: RoutedCall) -> None:
         if not call.done:
+            call.queued_at = clock.now()
             self._requeue([call])
             self.pump()
 
@@ -537,6 +560,12 @@ class Router:
             log.warning("%s: whoever waited for call %s is gone", call.label, call.id, exc_info=True)
 
     def _pass_deadline(self, call: RoutedCall) -> None:
+        if call.link is not None and not call.overdue:
+            call.overdue = True
+            call.timer = self._loop.call_later(VERDICT_S, self._pass_deadline, call)
+            return
+        if call.link is not None or call.queued:
+            self.account_queued(call)
         error = call.past_deadline(None if self._has_ready_links() else self.waiting_for())
         self._end(call, error, cause=call.last_failure, tell=True)
         self.pump()
@@ -662,7 +691,7 @@ class Router:
     def _send_report(self) -> None:
         self._reported = self._demand()
         self._finished_lately = False
-        self.source.report(self.name, self.key, self._reported)
+        self.source.report(self.name, self.key, self._reported, self._tally.take())
         if self._report_timer is not None:
             self._report_timer.cancel()
             self._report_timer = None

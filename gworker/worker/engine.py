@@ -18,9 +18,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from gworker import clock
-from gworker.errors import CallCancelled, DeadlineExceeded
+from gworker.errors import CallCancelled
 from gworker.functions import MethodSpec
 from gworker.mailbox import Mailbox, turn_of
+from gworker.observe.times import past_limit
 from gworker.spec import ClassSpec
 from gworker.wire import Busy, Ended, Failure, Item, Packed, Raised, Returned, Started, Submit, pack_exception
 from gworker.worker import execution
@@ -42,9 +43,11 @@ WEDGED_AFTER_S = 5.0
 
 
 class Input:
-    """One call as this worker sees it. `answered` once its caller has, or needs, no more word of it."""
+    """One call as this worker sees it. `answered` once its caller has, or needs, no more word of it.
 
-    started = 0.0
+    `arrived` is when it got its place here: what was before counts as time in the queue.
+    """
+
     deadline: float | None = None
     timer: asyncio.TimerHandle | None = None
     weight = 1.0
@@ -70,6 +73,7 @@ class Run(Work):
 
     inputs: Sequence[Input]
     blamed = False  # not the user's code failed: see Raised.blame
+    ended = 0.0
     timers: Sequence[asyncio.TimerHandle] = ()
     launched: Launched | None = None
 
@@ -79,6 +83,7 @@ class Run(Work):
 
     def done(self, outcomes: list[Outcome] | None, error: BaseException | None) -> None:
         """It has ended; called where it ran."""
+        self.ended = clock.now()
         self._post(self, outcomes, error)
 
     def let_go(self) -> None:
@@ -150,7 +155,7 @@ class Engine:
             return
         given = Input(session, call, method, now)
         if self._admission.take(session.name, now):
-            self._hold(given)
+            self._hold(given, now)
         elif session.stages and len(self._staged) < MAX_STAGED:
             session.inputs[call.call_id] = given
             self._staged.append(given)
@@ -208,13 +213,14 @@ class Engine:
 
     # --- in ---------------------------------------------------------------------------------------------------
 
-    def _hold(self, given: Input) -> None:
+    def _hold(self, given: Input, now: float) -> None:
         given.held = True
+        given.arrived = now
         given.session.inputs[given.call.call_id] = given
         self.counters.inputs += 1
         self._idle.clear()
         if given.deadline is not None:
-            left = max(0.0, given.deadline - clock.now())
+            left = max(0.0, given.deadline - now)
             given.timer = self._loop.call_later(left, self._pass_deadline, given, "deadline_s")
         batch = given.method.batch
         if batch is None or batch.weight is None:
@@ -266,9 +272,9 @@ class Engine:
         now = clock.now()
         while chosen := self._agenda.take(now):
             if len(chosen) == 1 and chosen[0].deadline is None:
-                self._start(chosen, now)
+                self._start(chosen)
             elif in_time := [given for given in chosen if not self._is_late(given, now)]:
-                self._start(in_time, now)
+                self._start(in_time)
         if self._window_timer is not None:
             self._window_timer.cancel()
             self._window_timer = None
@@ -284,7 +290,7 @@ class Engine:
 
     # --- running ----------------------------------------------------------------------------------------------
 
-    def _start(self, inputs: list[Input], now: float) -> None:
+    def _start(self, inputs: list[Input]) -> None:
         method = inputs[0].method
         run = Run(self._instance, method, inputs, self._take_home)
         if method.batch is not None:
@@ -295,7 +301,6 @@ class Engine:
         self._runs.add(run)
         limited = False
         for given in inputs:
-            given.started = now
             given.run = run
             limited = limited or given.call.timeout_s is not None
             if given.session.stages:
@@ -346,24 +351,29 @@ class Engine:
             log.error("running %s failed inside gworker", run.label, exc_info=failure)
             outcomes = [execution.failed(failure)] * len(run.inputs)
             run.blamed = True
+        now = clock.now()
         for given, outcome in zip(run.inputs, outcomes, strict=True):
-            self._conclude(given, outcome, len(run.inputs))
-            self._leave(given)
+            self._conclude(run, given, outcome)
+            self._leave(given, now)
         run.let_go()
         self._settle_soon()
 
-    def _conclude(self, given: Input, outcome: Outcome, batch_size: int) -> None:
+    def _conclude(self, run: Run, given: Input, outcome: Outcome) -> None:
         call_id = given.call.call_id
+        began = run.ended if run.began is None else run.began
+        wait_s, run_s = began - given.arrived, run.ended - began
         if isinstance(outcome, Failed):
             self.counters.failed += 1
-            self._answer(given, Raised(call_id, outcome.failure, batch_size, _blame(given)))
+            self._answer(given, Raised(call_id, outcome.failure, len(run.inputs), _blame(given), wait_s, run_s))
             if outcome.fatal is not None and outcome.fatal != self._fatal:
                 self._fatal = outcome.fatal
                 self.draining = True  # nothing more comes into a process that is to be replaced
                 self._on_trouble("fatal", outcome.fatal)
             return
         self.counters.succeeded += 1
-        self._answer(given, Ended(call_id) if outcome is None else Returned(call_id, outcome))
+        self._answer(
+            given, Ended(call_id, wait_s, run_s) if outcome is None else Returned(call_id, outcome, wait_s, run_s)
+        )
 
     def _emit(self, given: Input, item: Packed) -> None:
         if not given.answered:
@@ -371,27 +381,23 @@ class Engine:
 
     # --- out --------------------------------------------------------------------------------------------------
 
-    def _pass_deadline(self, given: Input, limit: str) -> None:
+    def _pass_deadline(self, given: Input, limit: Literal["timeout_s", "deadline_s"]) -> None:
         if given.answered:
             return
         call = given.call
         now = clock.now()
-        label = f"{self.spec.name}.{call.method}"
+        began = None if given.run is None else given.run.began
+        wait_s = (now if began is None else began) - given.arrived
+        run_s = None if began is None else now - began
         blame: Literal["system", "nobody"] = "nobody"  # how long a caller waits says nothing about the worker
         if limit == "timeout_s":
             assert given.run is not None
             given.run.blamed = True
             blame = "system" if given is given.run.inputs[0] else "nobody"
-            text = f"{label} ran longer than its timeout_s of {call.timeout_s:g} s"
-        elif given.run is None:
-            text = f"{label} passed its deadline_s while it waited in the worker for {now - given.arrived:.3g} s"
-        else:
-            text = (
-                f"{label} passed its deadline_s while running: it waited {given.started - given.arrived:.3g} s in the "
-                f"worker and ran {now - given.started:.3g} s"
-            )
-        error = DeadlineExceeded(text, limit=limit, where="running" if given.run else "worker queue")
-        self._answer(given, Raised(call.call_id, pack_exception(error), 1, blame))
+        # Who hears of it knows what came before, and says all of it.
+        label = f"{self.spec.name}.{call.method}"
+        error = past_limit(label, limit, timeout_s=call.timeout_s, wait_s=wait_s, run_s=run_s)
+        self._answer(given, Raised(call.call_id, pack_exception(error), 1, blame, wait_s, run_s, limit))
 
     def _answer(self, given: Input, message: Any) -> None:
         """The last word to the caller, or none if it has gone; what still waits or runs for it alone is stopped."""
@@ -409,7 +415,7 @@ class Engine:
                 self._staged.remove(given)
         else:
             self._agenda.remove(given)
-            self._leave(given)
+            self._leave(given, clock.now())
             self._settle_soon()
 
     def _stop(self, run: Run) -> None:
@@ -426,18 +432,18 @@ class Engine:
             given.timer.cancel()
             given.timer = None
 
-    def _leave(self, given: Input) -> None:
+    def _leave(self, given: Input, now: float) -> None:
         """Give the input's place back; a staged input moves up into it."""
         given.held = False
         self._admission.release(given.session.name)
         if self._staged:
-            self._move_up(clock.now())
+            self._move_up(now)
         if self._admission.held == 0:
             self._idle.set()
 
     def _move_up(self, now: float) -> None:
         while self._staged and self._admission.take_unpromised(self._staged[0].session.name, now):
-            self._hold(self._staged.popleft())
+            self._hold(self._staged.popleft(), now)
 
     def _offer_room(self) -> None:
         if self.draining or not (self._staged or self._offer_timer is not None or self._admission.awaited):

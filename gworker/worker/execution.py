@@ -10,10 +10,11 @@ import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextvars import Token
 from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
-from gworker import context
+from gworker import clock, context
 from gworker.context import CallContext
 from gworker.errors import BatchResultError, Fatal
 from gworker.functions import MethodSpec
@@ -49,6 +50,8 @@ class Work:
     emit: Callable[[Packed], object]
     gate: StreamGate | None = None
     stopped = False
+    # When it began, where it runs; None before.
+    began: float | None = None
     _batch = 0
     _values: Mapping[str, Any] = MappingProxyType({})
     _context: CallContext | None = None
@@ -82,6 +85,11 @@ class Work:
         if self._context is not None:
             for call in (self._context, *self._context.inputs):
                 call._cancelled.set()
+
+    def enter(self) -> Token[Any]:
+        """It begins, here. Returns what `context.exit_call` takes."""
+        self.began = clock.now()
+        return context.enter_call(self)
 
     def bind(self) -> Callable[..., Any]:
         """The method to call, on what shows it the values of this call's parameters."""
@@ -164,7 +172,7 @@ def _pack_result(work: Work, value: Any) -> Packed | Failed:
 
 def run_call(work: Work) -> list[Outcome]:
     """Run a synchronous method on this thread."""
-    token = context.enter_call(work)
+    token = work.enter()
     try:
         method = work.bind()
         args, kwargs = unpack(work.inputs[0].call.arguments)
@@ -177,7 +185,7 @@ def run_call(work: Work) -> list[Outcome]:
 
 async def run_call_async(work: Work) -> list[Outcome]:
     """Run an asynchronous method on this loop."""
-    context.enter_call(work)
+    work.enter()
     try:
         method = work.bind()
         args, kwargs = unpack(work.inputs[0].call.arguments)
@@ -246,7 +254,7 @@ def _all_failed(outcomes: list[Failed | None], error: BaseException) -> list[Out
 
 def run_batch(work: Work) -> list[Outcome]:
     """Run a synchronous batched method on this thread."""
-    token = context.enter_call(work)
+    token = work.enter()
     outcomes: list[Failed | None] = [None] * len(work.inputs)
     try:
         outcomes, columns = _columns(work)
@@ -262,7 +270,7 @@ def run_batch(work: Work) -> list[Outcome]:
 
 async def run_batch_async(work: Work) -> list[Outcome]:
     """Run an asynchronous batched method on this loop."""
-    context.enter_call(work)
+    work.enter()
     outcomes: list[Failed | None] = [None] * len(work.inputs)
     try:
         outcomes, columns = _columns(work)
@@ -307,7 +315,7 @@ def _as_weight(value: Any) -> float | None:
 def run_stream(work: Work) -> list[Outcome]:
     """Run a generator method on this thread, advancing it as its consumer makes room."""
     assert work.gate is not None
-    token = context.enter_call(work)
+    token = work.enter()
     generator: Any = None
     outcome: Failed | None = None
     try:
@@ -339,7 +347,7 @@ def run_stream(work: Work) -> list[Outcome]:
 async def run_stream_async(work: Work) -> list[Outcome]:
     """Run an asynchronous generator method on this loop."""
     assert work.gate is not None
-    context.enter_call(work)
+    work.enter()
     generator: Any = None
     outcome: Failed | None = None
     try:

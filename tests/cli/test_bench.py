@@ -83,6 +83,9 @@ def test_a_sweep_of_callers_is_measured_after_a_first_result_and_the_app_is_drai
         assert (step["calls"], step["failed"], step["good_share"]) == (40, 0, 1.0)
         assert step["calls_per_s"] > 0 and step["pools"]["workers_after"] == 1
         assert 0 < step["latency"]["p50_ms"] <= step["latency"]["max_ms"] and step["latency"]["p999_ms"] is None
+        parts = [step[part] for part in ("queue_time", "batch_wait", "run_time")]
+        assert [part["count"] for part in parts] == [40] * 3
+        assert sum(part["mean_ms"] for part in parts) == pytest.approx(step["latency"]["mean_ms"], rel=0.5)
     one, eight = (step["pools"]["mean_batch"] for step in report["steps"])
     assert one == 1.0 and 1.0 < eight <= 8.0
     assert report["parameters"] == {"price": "2.5"} and report["plan"]["slo_ms"] == 10_000
@@ -102,6 +105,7 @@ def test_a_deployed_class_is_measured_at_a_rate_and_lives_on(
         assert done.code == 0, done.err
         assert "open loop, calls due at random (Poisson)" in done.out and "3 inputs from numbers.jsonl" in done.out
         assert "x ZeroDivisionError: division by zero" in done.out and "sent late by" in done.out
+        assert all(part in done.out for part in ("queue time", "batch wait", "run time"))
         step = json.loads((tmp_path / "found.json").read_text())["steps"][0]
         assert step["failed"] == step["problems"][0]["count"] > 0 and step["dropped"] == step["unfinished"] == 0
         assert step["calls"] + step["failed"] == pytest.approx(150, abs=50)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import gworker as gw
-from gworker.observe.status import PoolStatus, WorkerStatus
+from gworker.observe.status import MethodTimes, PoolStatus, WorkerStatus
+from gworker.observe.times import Histogram, Times
 
 
 def pool(name: str = "Model", **changes: Any) -> PoolStatus:
@@ -61,7 +62,10 @@ def test_readyz_says_that_the_app_does_not_answer(client: Any, fake: Any, proble
 def test_metrics_are_prometheus_s_text_of_pools_and_requests(client: Any, fake: Any) -> None:
     from prometheus_client.parser import text_string_to_metric_families
 
-    fake.pools = (pool("Model", queued=3, running=2, restarts=1),)
+    times = Times(Histogram([0.0002, 0.3]), Histogram([0.003]), Histogram([2.0, 1000.0]))
+    known = (MethodTimes.of("double", times),)
+    # An update has two of one name for a while.
+    fake.pools = (pool("Model", queued=3, running=2, restarts=1, times=known), pool("Next", times=known))
     client.post("/v1/Model/double", json={"x": 1})
     client.post("/v1/Model/double", json={"x": "one"})
     client.get("/anything/at/all")
@@ -76,6 +80,15 @@ def test_metrics_are_prometheus_s_text_of_pools_and_requests(client: Any, fake: 
     assert samples["gworker_workers", "Model", "ready"] == 1
     assert samples["gworker_inputs", "Model", "queued"] == 3
     assert samples["gworker_restarts_total", "Model"] == 1
+    queue, waits, runs = "gworker_queue_time_seconds", "gworker_batch_wait_seconds", "gworker_run_time_seconds"
+    assert samples[f"{queue}_bucket", "0.00025", "double", "Model"] == 1
+    assert samples[f"{queue}_bucket", "0.25", "double", "Model"] == 1
+    assert samples[f"{queue}_bucket", "+Inf", "double", "Model"] == samples[f"{queue}_count", "double", "Model"] == 2
+    assert samples[f"{queue}_sum", "double", "Model"] == pytest.approx(0.3002)
+    assert samples[f"{waits}_bucket", "0.005", "double", "Model"] == samples[f"{waits}_count", "double", "Next"] == 1
+    assert (
+        samples[f"{runs}_bucket", "500.0", "double", "Model"] == 1 and samples[f"{runs}_count", "double", "Model"] == 2
+    )
     assert samples["gworker_http_requests_total", "Model.double", "200"] == 1
     assert samples["gworker_http_requests_total", "Model.double", "422"] == 1
     assert samples["gworker_http_requests_total", "other", "404"] == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +14,8 @@ from gworker.cli.benchmark import load
 from gworker.cli.benchmark.load import DRAIN_S, Send, Step, sender
 from gworker.cli.benchmark.plan import Arrival, Closed, Open
 from gworker.cli.benchmark.recorder import Recorder, Window
+from gworker.router.calls import Problem
+from gworker.wire import pack
 
 
 class Server:
@@ -142,28 +144,33 @@ async def test_overdue_calls_are_sent_at_once_and_their_lateness_is_told(timelin
     assert max(record.lags) > 4.9 and max(record.latencies) > 4.9
 
 
-class _Way:
-    def __init__(self, aio: Any) -> None:
-        self.aio = aio
-
-
 class Bound:
-    """A method of a handle, as far as callers use it."""
+    """A method of a handle, as far as callers use it; a router and its worker behind it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, streams: bool = False) -> None:
         self.given: list[Any] = []
-        self.remote, self.stream = _Way(self._remote), _Way(self._stream)
+        self.cancelled: list[Any] = []
+        self._streams = streams
 
-    async def _remote(self, *args: Any, **kwargs: Any) -> None:
+    def _send(self, args: Any, kwargs: Any, sink: Any, *, credit: int = 0) -> tuple[Any, Any]:
         self.given.append((args, kwargs))
-        await asyncio.sleep(0.5)
-        if kwargs.get("bad"):
-            raise ValueError("bad")
+        call = SimpleNamespace(spent=None, done=False)
+        self._answering = asyncio.ensure_future(self._answer(call, sink, args[0], bad=kwargs.get("bad", False)))
+        return SimpleNamespace(cancel=self.cancelled.append, grant=lambda *_: None), call
 
-    async def _stream(self, count: int) -> AsyncIterator[int]:
-        for number in range(count):
+    async def _answer(self, call: Any, sink: Any, count: int, *, bad: bool) -> None:
+        for number in range(count if self._streams else 0):
             await asyncio.sleep(0.25)
-            yield number
+            sink.item(pack(number))
+        if not self._streams:
+            await asyncio.sleep(0.5)
+        call.spent, call.done = (0.125, 0.25, 0.0625), True
+        if bad:
+            sink.raised(Problem(ValueError("bad")))
+        elif self._streams:
+            sink.ended()
+        else:
+            sink.returned(pack(None))
 
 
 async def test_inputs_are_used_in_turn_and_errors_are_told(timeline: Any) -> None:
@@ -175,11 +182,24 @@ async def test_inputs_are_used_in_turn_and_errors_are_told(timeline: Any) -> Non
     assert sending.done()
     assert bound.given == [((1,), {}), ((2,), {"bad": True}), ((1,), {})]
     assert (list(record.latencies), record.failures["ValueError"].count) == ([0.5, 0.5], 1)
+    spent = [list(times) for times in (record.queued, record.waited, record.ran)]
+    assert spent == [[0.125] * 2, [0.25] * 2, [0.0625] * 2], "of those that ended well"
+
+
+async def test_a_caller_that_is_stopped_cancels_its_call(timeline: Any) -> None:
+    bound = Bound()
+    send = sender(bound, itertools.cycle([((1,), {})]), window(0.0, 10.0, is_open=False), streams=False)
+    sending = asyncio.ensure_future(_in_a_row(send, 1))
+    await timeline.advance(0.1)
+    sending.cancel()
+    await timeline.settle()
+    assert len(bound.cancelled) == 1
+    await timeline.advance(1.0)
 
 
 async def test_a_streams_items_are_timed(timeline: Any) -> None:
     record = window(0.0, 10.0, is_open=False)
-    send = sender(Bound(), itertools.cycle([((4,), {})]), record, streams=True)
+    send = sender(Bound(streams=True), itertools.cycle([((4,), {})]), record, streams=True)
     sending = asyncio.ensure_future(_in_a_row(send, 1))
     await timeline.advance(2.0)
     assert sending.done()
@@ -189,6 +209,7 @@ async def test_a_streams_items_are_timed(timeline: Any) -> None:
         [0.25] * 3,
         4,
     )
+    assert [list(times) for times in (record.queued, record.waited, record.ran)] == [[0.125], [0.25], [0.0625]]
 
 
 async def _in_a_row(send: Send, count: int) -> None:

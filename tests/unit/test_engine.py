@@ -1010,7 +1010,9 @@ async def test_an_input_whose_deadline_passes_in_the_queue_is_dropped(make: Make
         error = await worker.caller.error(number)
         assert isinstance(error, gw.DeadlineExceeded)
         assert (error.limit, error.where) == ("deadline_s", "worker queue")
-        assert "3 s" in str(error)
+        assert str(error).endswith("passed its deadline_s: 3 s batch wait")
+        message = await worker.caller.next(number, Raised)
+        assert (message.limit, message.wait_s, message.run_s) == ("deadline_s", 3.0, None)
     worker.object.go.set()
     await worker.caller.result(running)
     await timeline.settle()
@@ -1035,7 +1037,9 @@ async def test_a_running_input_whose_deadline_passes_says_how_long_it_waited_and
     error = await worker.caller.error(number)
     assert isinstance(error, gw.DeadlineExceeded)
     assert (error.limit, error.where) == ("deadline_s", "running")
-    assert "ran 3 s" in str(error)
+    assert str(error) == "Waits.single passed its deadline_s: 0 s batch wait, 3 s running"
+    message = await worker.caller.next(number, Raised)
+    assert (message.limit, message.wait_s, message.run_s, message.blame) == ("deadline_s", 0.0, 3.0, "nobody")
 
 
 @pytest.mark.parametrize("method", ["plain", "embed"])
@@ -1048,6 +1052,69 @@ async def test_an_input_whose_deadline_has_passed_when_it_comes_is_not_run(make:
     assert isinstance(await worker.caller.error(late), gw.DeadlineExceeded)
     assert worker.object.seen == [[2] if method == "embed" else 2]
     await worker.engine._idle.wait()
+
+
+# --- where the time goes -----------------------------------------------------------------------------------------
+
+
+def times_of(message: Any) -> tuple[float, float]:
+    return round(message.wait_s, 6), round(message.run_s, 6)
+
+
+async def test_the_window_of_a_batch_is_batch_wait_of_each_of_its_inputs(make: MakeWorker, timeline: Any) -> None:
+    worker = await make(Windowed)
+    first = worker.caller.submit("embed", 1, "a")
+    await timeline.advance(0.015)
+    second = worker.caller.submit("embed", 2, "b")
+    await timeline.advance(0.005)
+    waits = [times_of(await worker.caller.next(number, Returned)) for number in (first, second)]
+    assert waits == [(0.02, 0.0), (0.005, 0.0)]
+
+
+async def test_what_runs_is_run_time_and_what_waits_behind_it_batch_wait(make: MakeWorker, timeline: Any) -> None:
+    worker = await make(Batcher)
+    first = worker.caller.submit("embed", 0)
+    await worker.object.begun()
+    second = worker.caller.submit("embed", 1)
+    await timeline.advance(3)
+    worker.object.go.set()
+    assert times_of(await worker.caller.next(first, Returned)) == (0.0, 3.0)
+    assert times_of(await worker.caller.next(second, Returned)) == (3.0, 0.0)
+
+
+async def test_an_async_invocation_tells_its_times_too(make: MakeWorker, timeline: Any) -> None:
+    worker = await make(Waits)
+    number = worker.caller.submit("single", 1)
+    await started(worker)
+    await timeline.advance(2)
+    worker.threads.user_loop.loop.call_soon_threadsafe(worker.object.go.set)
+    assert times_of(await worker.caller.next(number, Returned)) == (0.0, 2.0)
+
+
+async def test_what_never_ran_has_no_times(make: MakeWorker) -> None:
+    worker = await make(Batcher)
+    message = await worker.caller.next(worker.caller.submit("unknown"), Raised)
+    assert (message.wait_s, message.run_s) == (None, None)
+
+
+async def test_the_time_that_an_input_is_staged_is_not_batch_wait(make: MakeWorker, timeline: Any) -> None:
+    worker = await make(Looks)
+    staging = worker.another(stages=True)
+    numbers = [staging.submit("look", x) for x in range(17)]  # one more than it has places
+    await worker.object.begun(16)
+    await timeline.advance(2)
+    worker.object.go.set()
+    assert times_of(await staging.next(numbers[0], Returned)) == (0.0, 2.0)
+    assert times_of(await staging.next(numbers[16], Returned)) == (0.0, 0.0)
+
+
+async def test_the_run_time_of_a_stream_lasts_until_its_end(make: MakeWorker, timeline: Any) -> None:
+    worker = await make(Streams)
+    number = worker.caller.submit("count", 2, credit=1)
+    await worker.caller.next(number, Item)
+    await timeline.advance(5)
+    worker.caller.grant(number, 5)
+    assert times_of(await worker.caller.next(number, Ended)) == (0.0, 5.0)
 
 
 # --- streams -----------------------------------------------------------------------------------------------------

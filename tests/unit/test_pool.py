@@ -13,6 +13,7 @@ from gworker.control.pool import DEMAND_EXPIRES_S, FORGET_POOL_S, UNREADY_COUNTS
 from gworker.control.supervisor import RETRY_FAILED_S
 from gworker.control.workers import Worker, WorkerState
 from gworker.errors import GWorkerError, StartupFailed, Unschedulable
+from gworker.observe.times import Tally
 from gworker.options import Options
 from gworker.probe import Verdict
 from gworker.router.membership import Demand, PoolDefinition, PoolKey, PoolState
@@ -239,6 +240,18 @@ def test_a_report_replaces_the_routers_last_one_and_an_empty_one_withdraws_it() 
     assert keeper.pool.demand(keeper.now) == Demand(1, 1)
     keeper.demand(0, 0)
     assert keeper.pool.demand(keeper.now) == Demand(0, 0)
+
+
+def test_the_times_of_calls_that_routers_report_add_up_by_method() -> None:
+    keeper = Keeper()
+    for _ in range(2):
+        tally = Tally()
+        tally["embed"].append((1.0, 0.0, 2.0))
+        tally["rank"].append((0.5, None, None))
+        keeper.pool.count_times(tally.take())
+    embed, rank = keeper.pool.status(keeper.now).times
+    assert (embed.method, embed.queue.count, embed.run.mean_s) == ("embed", 2, 2.0)
+    assert (rank.method, rank.queue.sum_s, rank.run.count) == ("rank", 1.0, 0)
 
 
 # --- starts that fail --------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, ClassVar
 
 import pytest
@@ -24,10 +24,11 @@ from gworker.errors import (
     WorkerLost,
 )
 from gworker.mailbox import turn_of
+from gworker.observe.times import Times, add_all
 from gworker.options import Options
 from gworker.retries import Retries
 from gworker.router import router as router_module
-from gworker.router.calls import Plan, Problem, RoutedCall
+from gworker.router.calls import VERDICT_S, Plan, Problem, RoutedCall
 from gworker.router.membership import Demand, PoolKey, PoolState, PoolView, WorkerView
 from gworker.router.router import DEMAND_PERIOD_S, EXPLAIN_AFTER_S, Link, Router
 from gworker.wire import (
@@ -112,6 +113,7 @@ class FakePool:
         self.made: list[FakeLane] = []
         self.reports: list[Demand] = []
         self.reported_at: list[float] = []
+        self.times: dict[str, Times] = {}
         self.gone: Exception | None = None
         self.again: PoolView | None = None  # what is said of a pool that is asked for again
         self.known: list[tuple[str, int] | None] = []
@@ -144,7 +146,8 @@ class FakePool:
             self._changed.clear()
         return self._view
 
-    def report(self, router: str, key: PoolKey, demand: Demand) -> None:
+    def report(self, router: str, key: PoolKey, demand: Demand, times: Mapping[str, Times]) -> None:
+        add_all(self.times, times)
         self.reports.append(demand)
         self.reported_at.append(clock.now())
 
@@ -210,9 +213,10 @@ class Bench:
         size: int = 1,
         sink: Any = None,
         credit: int = 0,
+        timeout_s: float | None = None,
     ) -> RoutedCall:
         return RoutedCall(
-            Plan("Embedder.embed", "embed", None, "", None, Retries.of(retries)),
+            Plan("Embedder.embed", "embed", None, "", timeout_s, Retries.of(retries)),
             b"x" * size,
             sink or Outcome(),
             deadline=None if deadline_s is None else clock.now() + deadline_s,
@@ -656,7 +660,7 @@ async def test_what_a_method_raised_is_unpickled_by_who_asks_for_it_and_never_by
     bench.lane().says(*messages[:3])
     await bench.timeline.advance(1)
     bench.lane().says(messages[3])
-    await bench.timeline.advance(1)
+    await bench.timeline.advance(1 + VERDICT_S)
     problems = [told(call)[0] for call in (raised, retried, late)]
     assert MarkedError.made == []
     errors = [problem.exception() for problem in problems]
@@ -754,22 +758,168 @@ async def test_a_call_that_found_every_worker_busy_says_so(bench: Bench) -> None
     first, second = await bench.calls(2, deadline_s=5)
     await bench.timeline.advance(5)
     error = error_of(second)
+    await bench.timeline.advance(VERDICT_S)
     assert isinstance(error, DeadlineExceeded)
     assert (error.limit, error.where) == ("deadline_s", "queue")
     assert "5 s in the queue" in str(error) and "busy" in str(error)
     assert error_of(first).where == "worker"
 
 
-async def test_a_call_that_ran_too_long_says_where_the_time_went_and_its_worker_is_told(bench: Bench) -> None:
+def late(call: RoutedCall, limit: Any, **times: float | None) -> Raised:
+    """What a worker says of a call whose limit has passed there."""
+    error = DeadlineExceeded("in the worker's words", limit=limit)
+    return Raised(call.number, pack_exception(error), 1, "nobody", limit=limit, **times)
+
+
+async def test_a_call_that_ran_too_long_says_where_the_time_went_as_its_worker_tells_it(bench: Bench) -> None:
     call = await bench.call(deadline_s=5)
     await bench.timeline.advance(2)
     await bench.show("a")
     await bench.timeline.advance(3)
+    assert told(call) == [], "its worker's timer passes at the same time, and the worker knows more"
+    bench.lane().says(late(call, "deadline_s", wait_s=0.5, run_s=2.25))
     error = error_of(call)
     assert isinstance(error, DeadlineExceeded) and isinstance(error, TimeoutError)
+    assert (error.limit, error.where) == ("deadline_s", "running")
+    assert str(error) == (
+        "Embedder.embed passed its deadline_s after 5 s: 2.25 s queued, 0.5 s batch wait, 2.25 s running"
+    )
+    await bench.timeline.advance(10)
+    assert bench.lane().of(call) == bench.lane().submits()
+    assert len(told(call)) == 1
+
+
+async def test_a_call_that_had_not_begun_when_its_deadline_passed_says_so(bench: Bench) -> None:
+    await bench.show("a")
+    call = await bench.call(deadline_s=5)
+    await bench.timeline.advance(5)
+    bench.lane().says(late(call, "deadline_s", wait_s=4.5))
+    assert str(error_of(call)).endswith("after 5 s: 0.5 s queued, 4.5 s batch wait")
+    assert error_of(call).where == "worker queue"
+
+
+async def test_a_worker_that_says_nothing_at_a_deadline_is_not_waited_for_and_is_told(bench: Bench) -> None:
+    call = await bench.call(deadline_s=5)
+    await bench.timeline.advance(2)
+    await bench.show("a")
+    await bench.timeline.advance(3 + VERDICT_S)
+    error = error_of(call)
     assert (error.limit, error.where) == ("deadline_s", "worker")
-    assert "2 s queued, 3 s in a worker" in str(error)
+    assert "after 5.1 s: 2 s queued, 3.1 s in a worker, which did not say what it does" in str(error)
     assert Cancel(call.number) in bench.lane().sent
+    assert bench.timeline.timers() <= 1, "its timer is gone: what is left reports the demand"
+
+
+async def test_a_result_that_was_on_its_way_when_the_deadline_passed_arrives(bench: Bench) -> None:
+    await bench.show("a")
+    call = await bench.call(deadline_s=5)
+    await bench.timeline.advance(5)
+    bench.lane().returns(call, 3)
+    await bench.timeline.advance(1)
+    assert told(call) == [("returned", 3)]
+
+
+async def test_an_overdue_call_that_comes_back_to_the_queue_ends_there(bench: Bench) -> None:
+    await bench.show("a")
+    call = await bench.call(deadline_s=5)
+    await bench.timeline.advance(5)
+    bench.lane().room = 0
+    bench.lane().says(Busy(call.number))
+    await bench.timeline.advance(VERDICT_S)
+    assert error_of(call).where == "queue"
+
+
+async def test_an_execution_that_passed_its_limit_says_what_came_before_it_too(bench: Bench) -> None:
+    await bench.show("a")
+    call = await bench.call(retries=Retries(max_retries=1, initial_delay_s=2), timeout_s=4)
+    await bench.timeline.advance(1)
+    bench.lane().raises(call, ValueError("x"))
+    await bench.timeline.advance(2 + 5)
+    bench.lane().says(late(call, "timeout_s", wait_s=0.5, run_s=4.0))
+    error = error_of(call)
+    assert (error.limit, error.where) == ("timeout_s", "running")
+    assert str(error) == (
+        "Embedder.embed ran longer than its timeout_s of 4 s: 0.5 s queued, 0.5 s batch wait, 4 s running "
+        "(attempt 2, 3 s after the first began)"
+    )
+    assert isinstance(error.__cause__, ValueError)
+
+
+# --- where the time goes -----------------------------------------------------------------------------------------
+
+
+def means(bench: Bench, method: str = "embed") -> list[tuple[int, float]]:
+    """Of queue time, batch wait and run time as they were reported: how many, and their mean."""
+    return [(times.count, round(times.mean_s, 6)) for times in bench.pool.times[method]]
+
+
+async def test_queue_time_is_what_the_worker_s_own_times_leave_of_the_whole(bench: Bench) -> None:
+    call = await bench.call()
+    await bench.timeline.advance(2)
+    await bench.show("a")
+    await bench.timeline.advance(1.5)
+    bench.lane().says(Returned(call.number, pack(1), 0.25, 1.0))
+    await bench.timeline.advance(1)
+    assert means(bench) == [(1, 2.25), (1, 0.25), (1, 1.0)]
+    stream = await bench.call(credit=9)
+    bench.lane().says(Item(stream.number, pack(1)))
+    await bench.timeline.advance(4)
+    bench.lane().says(Ended(stream.number, 1.0, 2.0))
+    await bench.timeline.advance(1)
+    assert means(bench) == [(2, 1.625), (2, 0.625), (2, 1.5)]
+
+
+async def test_each_attempt_counts_from_when_it_was_queued_and_no_backoff_does(bench: Bench) -> None:
+    await bench.show("a", "b")
+    call = await bench.call(retries=Retries(max_retries=2, initial_delay_s=7))
+    await bench.timeline.advance(1)
+    failure = pack_exception(ValueError("x"))
+    bench.lane().says(Raised(call.number, failure, 1, wait_s=0.0, run_s=1.0))
+    await bench.timeline.advance(7 + 2)
+    bench.lane("b").dies()  # what it did, nobody knows
+    await bench.timeline.advance(3)
+    bench.lane().says(Returned(call.number, pack(1), 1.0, 1.5))
+    await bench.timeline.advance(1)
+    assert means(bench) == [(2, 0.25), (2, 0.5), (2, 1.25)]
+
+
+async def test_a_refused_call_goes_on_queueing(bench: Bench) -> None:
+    await bench.show("a")
+    call = await bench.call()
+    await bench.timeline.advance(1)
+    bench.lane().room = 0
+    bench.lane().says(Busy(call.number))
+    await bench.timeline.advance(1)
+    bench.lane().room = 1
+    bench.lane().says()
+    bench.lane().says(Returned(call.number, pack(1), 0.0, 0.0))
+    await bench.timeline.advance(1)
+    assert means(bench) == [(1, 2.0), (1, 0.0), (1, 0.0)]
+
+
+async def test_a_cancelled_call_does_not_count_and_one_whose_deadline_passed_counts_as_far_as_it_came(
+    bench: Bench,
+) -> None:
+    await bench.show("a", capacity=3)
+    cancelled, waited, ran = await bench.calls(3, timeout_s=1.5)
+    waits = await bench.call(deadline_s=3)
+    bench.router.cancel(cancelled)
+    await bench.timeline.settle()
+    await bench.timeline.advance(3)
+    assert error_of(waits).where == "queue"
+    bench.lane().says(Returned(cancelled.number, pack(1), 1.0, 1.0))
+    bench.lane().says(late(waited, "deadline_s", wait_s=2.5), late(ran, "timeout_s", wait_s=1.5, run_s=1.5))
+    await bench.timeline.advance(1)
+    assert means(bench) == [(3, pytest.approx((3 + 0.5 + 0) / 3, abs=1e-5)), (2, 2.0), (1, 1.5)]
+
+
+async def test_times_are_reported_once(bench: Bench) -> None:
+    await bench.show("a")
+    for _ in range(3):
+        call = await bench.call()
+        bench.lane().says(Returned(call.number, pack(1), 0.5, 0.5))
+        await bench.timeline.advance(10)
+    assert means(bench)[1:] == [(3, 0.5), (3, 0.5)]
 
 
 async def test_the_deadline_covers_retries_and_their_backoff(bench: Bench) -> None:

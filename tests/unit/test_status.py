@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from gworker.observe.events import Event, EventLog
-from gworker.observe.status import AppStatus, PoolStatus, ProbeStatus, WorkerStatus
+from gworker.observe.status import AppStatus, MethodTimes, PoolStatus, ProbeStatus, WorkerStatus
+from gworker.observe.times import Histogram, Times
 
 
 def pool(name: str = "Embedder", **changes: object) -> PoolStatus:
@@ -78,6 +79,15 @@ def test_in_a_terminal_it_is_a_table() -> None:
     assert "inference" in text and "running" in text
     for cell in ("Embedder", "SCALING", "17", "waiting for", "<b>GPU</b> x1", "Embedder-1", "health PASSED 1 ms"):
         assert cell in text
+
+
+def test_where_the_time_of_calls_went_is_a_table_of_its_own() -> None:
+    times = Times(Histogram([0.00008] * 9), Histogram([0.004] * 9), Histogram([3.0] * 8))
+    status = AppStatus("inference", running=True, pools=(pool(times=(MethodTimes.of("embed", times),)),))
+    assert "batch wait p50 / p99" in rendered(status) and "batch wait p50 / p99" in status._repr_html_()
+    (row,) = (line for line in str(status).splitlines() if " embed " in line)
+    assert row.split("  ")[-1].strip() == "3.8 s / 5.0 s" and " 9 " in row
+    assert pickle.loads(pickle.dumps(status)) == status
 
 
 def test_an_app_that_is_not_running_says_so() -> None:

@@ -81,6 +81,8 @@ class Generator:
 class StepFigures:
     """One step. `latency` is that of the calls that ended well, of an open loop from the moment they were due.
 
+    `queue_time`, `batch_wait` and `run_time` are where it went once they had been sent: `gworker.observe.times`.
+
     `calls_per_s` ended well, `ended_per_s` at all, `due_per_s` is what an open loop asked for. `good_share` is the part
     of all calls that ended well within the SLO. `dropped` ones were due and not sent.
     """
@@ -98,6 +100,9 @@ class StepFigures:
     good_per_s: float | None
     good_share: float | None
     latency: Distribution | None
+    queue_time: Distribution | None
+    batch_wait: Distribution | None
+    run_time: Distribution | None
     first_item: Distribution | None
     between_items: Distribution | None
     items_per_s: float | None
@@ -141,6 +146,9 @@ class StepFigures:
             good_per_s=record.good * per_s if with_slo else None,
             good_share=record.good / total if with_slo and total else None,
             latency=Distribution.of(record.latencies),
+            queue_time=Distribution.of(record.queued),
+            batch_wait=Distribution.of(record.waited),
+            run_time=Distribution.of(record.ran),
             first_item=Distribution.of(record.first_items),
             between_items=Distribution.of(record.gaps),
             items_per_s=record.items * per_s if streams else None,

@@ -11,12 +11,17 @@ import math
 import os
 import selectors
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gworker import clock
+from gworker import clock, streaming
+from gworker.awaiting import Awaited
 from gworker.cli.benchmark.arrivals import arrivals
 from gworker.cli.benchmark.plan import Closed, Open
 from gworker.cli.benchmark.recorder import Recorder
+
+if TYPE_CHECKING:
+    from gworker.router.calls import RoutedCall
+    from gworker.router.router import Router
 
 # How long calls that are under way at the end of a step are waited for.
 DRAIN_S = 30.0
@@ -41,28 +46,48 @@ def new_loop() -> asyncio.AbstractEventLoop:
 
 
 def sender(bound: Any, inputs: Iterator[Input], recorder: Recorder, *, streams: bool) -> Send:
-    """Calls `bound`, a method of a handle, with the inputs in turn."""
+    """Calls `bound`, a method of a handle, with the inputs in turn.
+
+    As `remote.aio` and `stream.aio` do, but what the router knows of the call stays at hand.
+    """
 
     async def send(counts: bool, due: float) -> None:
         args, kwargs = next(inputs)
+        sink = Awaited()
         try:
-            await bound.remote.aio(*args, **kwargs)
+            router, call = bound._send(args, kwargs, sink)
         except Exception as error:
             recorder.raised(counts, clock.now(), error)
+            return
+        try:
+            await sink.result()
+        except Exception as error:
+            recorder.raised(counts, clock.now(), error)
+        except BaseException:
+            if not call.done:
+                router.cancel(call)
+            raise
         else:
-            recorder.returned(counts, due, clock.now())
+            recorder.returned(counts, due, clock.now(), call.spent)
 
     async def stream(counts: bool, due: float) -> None:
         args, kwargs = next(inputs)
         times: list[float] = []
+        sent: list[RoutedCall] = []
+
+        def submit(sink: Any) -> tuple[Router, RoutedCall]:
+            router, call = bound._send(args, kwargs, sink, credit=streaming.WINDOW)
+            sent.append(call)
+            return router, call
+
         try:
-            async for _ in bound.stream.aio(*args, **kwargs):
+            async for _ in streaming.iterate_async(submit):
                 times.append(now := clock.now())
                 recorder.item(now)
         except Exception as error:
             recorder.raised(counts, clock.now(), error)
         else:
-            recorder.streamed(counts, due, times, clock.now())
+            recorder.streamed(counts, due, times, clock.now(), sent[0].spent)
 
     return stream if streams else send
 

@@ -19,6 +19,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from gworker.observe.times import Spent
+
 # As much of a message as is kept as an example.
 _SHOWN = 300
 
@@ -49,7 +51,9 @@ class Failures:
 
 @dataclass
 class Recorder:
-    """The calls of one step. `latencies`, `first_items`, `gaps` and `lags` are in seconds.
+    """The calls of one step. `latencies`, `first_items`, `gaps`, `lags`, `queued`, `waited` and `ran` are in seconds.
+
+    The latter three are where the time of calls that ended well went, of the last attempt of each.
 
     `good`: calls that ended well within `slo_s`; of a stream, whose first item came within it. `answered` ended well
     within the window and `ended` at all, whether they count or not.
@@ -61,6 +65,9 @@ class Recorder:
     first_items: array[float] = field(default_factory=lambda: array("d"))
     gaps: array[float] = field(default_factory=lambda: array("d"))
     lags: array[float] = field(default_factory=lambda: array("d"))
+    queued: array[float] = field(default_factory=lambda: array("d"))
+    waited: array[float] = field(default_factory=lambda: array("d"))
+    ran: array[float] = field(default_factory=lambda: array("d"))
     failures: dict[str, Failures] = field(default_factory=dict)
     due: int = 0
     dropped: int = 0
@@ -107,18 +114,20 @@ class Recorder:
         """An item of a stream came; those of streams that outlast the window count for the rate of items, too."""
         self.items += self.window.begin <= now <= self.window.end
 
-    def returned(self, counts: bool, due: float, ended: float) -> None:
-        """A call ended well."""
+    def returned(self, counts: bool, due: float, ended: float, spent: Spent | None = None) -> None:
+        """A call ended well, whose time was `spent` like this."""
         self._answered(ended)
         if self._counts(counts, ended):
-            self._well(due, ended, ended - due)
+            self._well(due, ended, ended - due, spent)
 
-    def streamed(self, counts: bool, due: float, items: Sequence[float], ended: float) -> None:
+    def streamed(
+        self, counts: bool, due: float, items: Sequence[float], ended: float, spent: Spent | None = None
+    ) -> None:
         """A stream ended well, whose items came at these times."""
         self._answered(ended)
         if self._counts(counts, ended):
             first = (items[0] if items else ended) - due
-            self._well(due, ended, first)
+            self._well(due, ended, first, spent)
             self.first_items.append(first)
             self.gaps.extend(after - before for before, after in itertools.pairwise(items))
 
@@ -152,8 +161,11 @@ class Recorder:
             self.answered += 1
             self.ended += 1
 
-    def _well(self, due: float, ended: float, promised_s: float) -> None:
+    def _well(self, due: float, ended: float, promised_s: float, spent: Spent | None) -> None:
         self.latencies.append(ended - due)
+        for times, time_s in zip((self.queued, self.waited, self.ran), spent or (), strict=False):
+            if time_s is not None:
+                times.append(time_s)
         self.last_end = max(self.last_end, ended)
         if self.slo_s is not None and promised_s <= self.slo_s:
             self.good += 1

@@ -156,20 +156,18 @@ def _throughput(report: Report) -> Table:
 def _latency(report: Report) -> Table:
     load = _load_column(report.plan)
     streams = any(s.items_per_s is not None for s in report.steps)
-    late = report.plan.is_open
-    named = streams or late
-    table = _table([load.head, *(["of"] if named else []), "mean", "p50", "p90", "p95", "p99", "p99.9", "max"])
-    if named:
-        table.columns[1].justify = "left"
+    table = _table([load.head, "of", "mean", "p50", "p90", "p95", "p99", "p99.9", "max"])
+    table.columns[1].justify = "left"
     for step in report.steps:
         rows = [("whole stream" if streams else "call", step.latency)]
         if streams:
             rows = [("first item", step.first_item), ("between items", step.between_items), *rows]
-        if late:
-            rows.append(("sent late by", step.generator.late))
-        for number, (what, times) in enumerate(rows):
-            quiet = "dim" if what == "sent late by" else ""
-            cells = [load.cell(step) if number == 0 else "", *([what] if named else []), *_times(times)]
+        parts = [("queue time", step.queue_time), ("batch wait", step.batch_wait), ("run time", step.run_time)]
+        if report.plan.is_open:
+            parts.insert(0, ("sent late by", step.generator.late))
+        for number, (what, times) in enumerate([*rows, *parts]):
+            quiet = "dim" if number >= len(rows) else ""
+            cells = [load.cell(step) if number == 0 else "", what, *_times(times)]
             table.add_row(*(Text(cell, style=quiet) for cell in cells))
     return table
 
