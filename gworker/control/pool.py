@@ -271,16 +271,18 @@ class Pool:
         for worker in self.workers.values():
             if not worker.serving:
                 continue
-            serves = worker.health.serves(now)
-            if serves and worker.state is WorkerState.UNREADY:
-                worker.state, worker.reason, worker.unready_since = WorkerState.READY, "", None
-                self._on_event(worker.id, "ready again", "")
-            elif not serves and worker.state is WorkerState.READY:
-                worker.state, worker.unready_since = WorkerState.UNREADY, now
-                worker.reason = worker.health.why(now)
+            if worker.health.serves(now):
+                if worker.state is WorkerState.UNREADY:
+                    worker.state, worker.reason = WorkerState.READY, ""
+                    self._on_event(worker.id, "ready again", "")
+                worker.unready_since = None
+                continue
+            worker.reason = worker.health.why(now)
+            if worker.state is WorkerState.READY:
+                worker.state = WorkerState.UNREADY
+                if worker.unready_since is None:  # else an earlier controller has seen it begin
+                    worker.unready_since = now
                 self._on_event(worker.id, "unready", worker.reason)
-            elif not serves:
-                worker.reason = worker.health.why(now)
         ready = [w.slot for w in self.workers.values() if w.state is WorkerState.READY]
         whole = self.retired or len(ready) >= self.size
         self.kills.settle(self.workers, ready, self.slots, whole=whole)
@@ -316,8 +318,7 @@ class Pool:
         return Stop(worker.id, reason)
 
     def _desired(self, demand: Demand, now: float) -> int:
-        # A restored pool has yet to hear what the routers need: until then nothing is let go.
-        deaf = now < self._hears_all_at
+        deaf = self._deaf(now)
         if self.retired:
             # What was called before the new definition is still served, by as few workers as there are.
             # One is started only for calls that wait: those that run, or ran a moment ago, need none.
@@ -334,6 +335,10 @@ class Pool:
             self._told_desired = desired
         return desired
 
+    def _deaf(self, now: float) -> bool:
+        """Whether a restored pool may not have heard yet what the routers need, and which workers have their inputs."""
+        return now < self._hears_all_at
+
     def _counts(self, slot: Slot, now: float) -> bool:
         """Whether a slot counts as capacity: it has a worker that serves, will serve or may serve again, or will."""
         worker = self.workers.get(slot.worker_id or "")
@@ -349,7 +354,10 @@ class Pool:
             self.slots[number] = Slot(number, self._rng)
 
     def _shrink(self, desired: int, now: float) -> list[Stop]:
-        """Let go what is too much: places without a worker first, then those that do not serve, idle ones, new ones."""
+        """Let go what is too much: places without a worker first, then those that do not serve, idle ones, new ones.
+
+        A pool that cannot know yet which workers are idle keeps them all; what an update decides needs no demand.
+        """
         counted = [slot for slot in self.slots.values() if self._counts(slot, now)]
         going = []
         if len(counted) > desired:
@@ -357,11 +365,12 @@ class Pool:
             going = sorted(counted, key=lambda slot: self._keeping(slot, inflight))[: len(counted) - desired]
         going += self._replaced_unready(counted, desired, now)
         stops = []
+        keeps_workers = self._deaf(now) and self.pinned is None
         for slot in going:
             worker = self.workers.get(slot.worker_id or "")
             if worker is None:
                 del self.slots[slot.number]
-            else:
+            elif not keeps_workers:
                 reason = self._going_because if self.retired else "scaled down"
                 reason = "makes room for the new version" if self.pinned is not None else reason
                 stops.append(self._stop(worker, reason))
