@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gworker.control.autoscaler import Autoscaler, ScalePolicy
+from gworker.control.demands import DEMAND_EXPIRES_S, Demands
 from gworker.control.health import Health
 from gworker.control.slot import Slot, SlotRecord
 from gworker.control.supervisor import Hope, KillBudget
@@ -21,8 +22,6 @@ from gworker.observe.status import PoolStatus, WorkerStatus
 from gworker.probe import Probe, Verdict
 from gworker.router.membership import Demand, PoolDefinition, PoolState, PoolView
 
-# A router that has not repeated its demand for this long is gone.
-DEMAND_EXPIRES_S = 5.0
 # A worker that has not been ready for this long does not count as capacity any more.
 UNREADY_COUNTS_S = 30.0
 # A pool that nobody used for this long, and that has no workers, is forgotten.
@@ -107,7 +106,7 @@ class Pool:
         self._on_event = on_event
         self._rng = rng
         self._now = now
-        self._demands: dict[str, tuple[Demand, float]] = {}
+        self._demands = Demands()
         self._used_at = now
         self._hears_all_at = now
         self._panicking = False
@@ -126,17 +125,11 @@ class Pool:
 
     def report(self, router: str, demand: Demand, now: float) -> None:
         """A router says what it needs, which workers have its inputs, and which gave it system errors in a row."""
-        told = dict(demand.errors)
-        if router in self._demands:  # what it does not repeat has ended
-            told = {**dict.fromkeys((worker_id for worker_id, _ in self._demands[router][0].errors), 0), **told}
-        for worker_id, in_a_row in told.items():
+        for worker_id, in_a_row in self._demands.report(router, demand, now).items():
             worker = self.workers.get(worker_id)
             if worker is not None and worker.serving and worker.health.count_errors(router, in_a_row, now):
                 self._on_event(worker_id, "ejected", worker.health.why_ejected)
-        if demand.idle:
-            self._demands.pop(router, None)
-        else:
-            self._demands[router] = (demand, now)
+        if not demand.idle:
             self._used_at = now
 
     def add(self, slot: int, worker_id: str, number: int, now: float) -> Worker:
@@ -226,25 +219,10 @@ class Pool:
 
     # --- what follows ---------------------------------------------------------------------------------------------
 
-    def demand(self, now: float) -> Demand:
-        """Inputs queued and running, of the routers that are alive."""
-        for router in [r for r, (_, at) in self._demands.items() if now - at > DEMAND_EXPIRES_S]:
-            del self._demands[router]
-        demands = [demand for demand, _ in self._demands.values()]
-        return Demand(sum(d.queued for d in demands), sum(d.running for d in demands))
-
-    def inflight(self) -> dict[str, int]:
-        """The inputs that routers have in each worker."""
-        counts: dict[str, int] = {}
-        for demand, _ in self._demands.values():
-            for worker_id, count in demand.inflight:
-                counts[worker_id] = counts.get(worker_id, 0) + count
-        return counts
-
     def plan(self, now: float) -> list[Start | Stop]:
         """What is to be done so that the pool is healthy and gets to its size."""
         self._now = now
-        demand = self.demand(now)
+        demand = self._demands.total(now)
         self._settle_states(now)
         stops = [*self._replacements(), *self._kills(now)]
         desired = self._desired(demand, now)
@@ -361,7 +339,7 @@ class Pool:
         counted = [slot for slot in self.slots.values() if self._counts(slot, now)]
         going = []
         if len(counted) > desired:
-            inflight = self.inflight()
+            inflight = self._demands.inflight()
             going = sorted(counted, key=lambda slot: self._keeping(slot, inflight))[: len(counted) - desired]
         going += self._replaced_unready(counted, desired, now)
         stops = []
@@ -498,8 +476,8 @@ class Pool:
 
     def status(self, now: float) -> PoolStatus:
         """The pool as people see it."""
-        demand = self.demand(now)
-        inflight = self.inflight()
+        demand = self._demands.total(now)
+        inflight = self._demands.inflight()
 
         def count(state: WorkerState) -> int:
             return sum(w.state is state for w in self.workers.values())

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gworker.control.pool import DEMAND_EXPIRES_S, UNREADY_COUNTS_S, Pool, Start, Stop
+from gworker.control.demands import DEMAND_EXPIRES_S
+from gworker.control.pool import UNREADY_COUNTS_S, Pool, Start, Stop
 from gworker.control.slot import INTENSITY
 from gworker.control.supervisor import RETRY_FAILED_S
 from gworker.probe import Verdict

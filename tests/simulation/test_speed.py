@@ -1,7 +1,7 @@
 """DESIGN §7: a control tick of 1,000 workers takes 10 ms of CPU time at most, and the cost grows linearly or better.
 
-CPU time, too, depends on the machine and on what else runs there. So the bound is counted in rounds of a plain loop that
-is timed in turn with the ticks, and the best of each is taken: what disturbs a tick only ever makes it dearer.
+CPU time, too, depends on the machine and on what else runs there. So the bound is counted in rounds of a plain loop
+that is timed in turn with the ticks, and the best of each is taken: what disturbs a tick only ever makes it dearer.
 """
 
 from __future__ import annotations
