@@ -21,6 +21,7 @@ import ray
 from gworker import clock
 from gworker.code import CodePackage
 from gworker.control.board import WATCH_S, Board
+from gworker.control.bounds import Bounds
 from gworker.control.checkpoint import Checkpoint, Journal
 from gworker.control.demands import Demands
 from gworker.control.keeper import House, Keeper
@@ -81,11 +82,11 @@ class Controller:
         self._pools: dict[PoolKey, Pool] = {}
         self._keepers: dict[str, Keeper] = {}
         self._unborn: list[Keeper] = []
-        self._bounds: dict[tuple[str, str], dict[str, Any]] = {}
+        self._bounds = Bounds()
         self._next_number = 1
         self._nodes = Nodes()
         self._lender = Lender(self._borrower)
-        self._board = Board(os.urandom(4).hex())
+        self._board = Board(os.urandom(4).hex(), any_version=boot.deployed)
         self._early: dict[PoolKey, Demands] = {}
         self._wake = asyncio.Event()
         self._room = Room(
@@ -124,7 +125,7 @@ class Controller:
     ) -> PoolView:
         """See `Board.next_view`. A router that knows nothing brings the `definition` of its pool along."""
         await self.begin()
-        key = self._route_key(key)
+        key = self._board.key_of(key)
         if definition is not None:
             missing = self._missing(key.class_name)
             if missing is not None and self._board.route(key) is None:
@@ -137,7 +138,7 @@ class Controller:
     async def report(self, router: str, key: PoolKey, demand: Demand) -> None:
         """A router says what it needs of a pool."""
         await self.begin()
-        key = self._route_key(key)
+        key = self._board.key_of(key)
         route = self._board.route(key)
         if route is None:
             self._keep_early(router, key, demand)
@@ -232,18 +233,14 @@ class Controller:
         pools = [
             p for k, p in self._pools.items() if (k.class_name, k.variant) == (class_name, variant) and not p.retired
         ]
-        asked = {"min_workers": min_workers, "max_workers": max_workers}
-        wanted: dict[str, Any] = dict(self._bounds.get((class_name, variant), {}))
-        wanted |= {name: bound for name, bound in asked.items() if bound is not None}
         now = pools[0].definition.options if pools else self._room.declared[class_name]
-        bounds = now.replace(**wanted)
-        self._bounds[class_name, variant] = wanted
+        bounds = self._bounds.change(class_name, variant, now, min_workers=min_workers, max_workers=max_workers)
         if self._journal is not None:
-            self._journal.write_value("bounds", self._bounds)
+            self._journal.write_value("bounds", self._bounds.said)
         for pool in pools:
             if self._journal is not None and (stored := self._journal.read_definition(pool.definition.key)) is not None:
-                self._journal.write_definition(self._within_bounds(stored))
-            pool.rescale(self._within_bounds(pool.definition))
+                self._journal.write_definition(self._bounds.applied(stored))
+            pool.rescale(self._bounds.applied(pool.definition))
         self._wake.set()
         return bounds.min_workers, bounds.max_workers
 
@@ -271,17 +268,11 @@ class Controller:
             return None
         return Borrower(keeper.worker.actor, keeper.pool.definition.key)
 
-    def _within_bounds(self, definition: PoolDefinition) -> PoolDefinition:
-        """A definition with the bounds that `scale` has set for its class, if it has."""
-        key = definition.key
-        changes = self._bounds.get((key.class_name, key.variant))
-        return definition if not changes else replace(definition, options=replace(definition.options, **changes))
-
     def _serve(self, classes: Mapping[str, DeployedClass]) -> None:
         """Another version of a deployed app serves from now on, within the bounds of its code."""
         assert self._journal is not None
-        self._bounds = {}
-        self._journal.write_value("bounds", self._bounds)
+        self._bounds = Bounds()
+        self._journal.write_value("bounds", self._bounds.said)
         self._journal.write_value("classes", classes)
 
     def _not_found(self, name: str, there: Iterable[str]) -> NotFound:
@@ -383,7 +374,7 @@ class Controller:
                     starts.append(action)
                 else:
                     self._background(self._keepers[action.worker_id].drain(action.reason))
-            self._publish(pool)
+            self._board.publish(pool)
         except Exception:
             log.exception("%s: planning %s failed; it is tried again", self._boot.app_name, pool.definition.key)
         return starts
@@ -403,7 +394,7 @@ class Controller:
             actor_extra=self._actor_extra,
             nodes=self._nodes,
             changed=self._changed,
-            seen=self._seen_by_all,
+            seen=self._board.seen_by_all,
             spawn=self._background,
         )
         keeper = self._keepers[worker.id] = Keeper(house, pool, worker)
@@ -419,36 +410,21 @@ class Controller:
             self._lender.changed()
             del self._keepers[worker_id]
         pool.refresh(clock.now())
-        self._publish(pool)
+        self._board.publish(pool)
         self._wake.set()
 
     def _has_come_up(self, worker_id: str) -> bool:
         keeper = self._keepers.get(worker_id)
         return keeper is not None and keeper.worker.ready_since is not None
 
-    def _publish(self, pool: Pool) -> None:
-        """Tell the routers of the pool what it is like, if they have something to learn."""
-        route = self._board.route(self._route_key(pool.definition.key))
-        if route is not None and pool in route.pools:
-            route.refresh()
-
-    async def _seen_by_all(self, pool: Pool) -> None:
-        route = self._board.route(self._route_key(pool.definition.key))
-        if route is not None:
-            await route.seen_by_all()
-
-    def _route_key(self, key: PoolKey) -> PoolKey:
-        """How routers know a pool: those of a deployed app need not know which version serves."""
-        return replace(key, generation=0) if self._boot.deployed else key
-
     # --- pools ----------------------------------------------------------------------------------------------------
 
     def _ensure(self, definition: PoolDefinition) -> None:
         """Have the pool that a router asks for; nothing happens if it is there."""
-        key = self._route_key(definition.key)
+        key = self._board.key_of(definition.key)
         if self._board.route(key) is not None or self._stopping:
             return
-        pool = self._have_pool(self._within_bounds(self._updates.current(definition)))
+        pool = self._have_pool(self._bounds.applied(self._updates.current(definition)))
         self._board.show(key, pool)
         for router, demand, at in self._early.pop(key, Demands()).alive(clock.now()):
             pool.report(router, demand, at)
@@ -487,9 +463,9 @@ class Controller:
         key = pool.definition.key
         del self._pools[key]
         self._lender.shelf.forget(key)
-        route = self._board.route(self._route_key(key))
+        route = self._board.route(self._board.key_of(key))
         if route is not None and route.pools == [pool]:
-            self._board.forget(self._route_key(key))
+            self._board.forget(self._board.key_of(key))
         if self._journal is not None:
             self._journal.forget_definition(key)
             in_use = {p.definition.code for p in self._pools.values()}
@@ -516,7 +492,7 @@ class Controller:
     async def _restore(self, journal: Journal) -> None:
         """Take over the pools and the workers of the controller before this one; reap those nobody knows."""
         self._updates.restore_serving(journal.read_value("classes") or {})
-        self._bounds = journal.read_value("bounds") or {}
+        self._bounds = Bounds(journal.read_value("bounds"))
         checkpoint = journal.read()
         if checkpoint is None:
             return

@@ -219,6 +219,10 @@ class Pool:
 
     # --- what follows ---------------------------------------------------------------------------------------------
 
+    def those(self, state: WorkerState) -> list[Worker]:
+        """The workers in a state."""
+        return [worker for worker in self.workers.values() if worker.state is state]
+
     def plan(self, now: float) -> list[Start | Stop]:
         """What is to be done so that the pool is healthy and gets to its size."""
         self._now = now
@@ -261,7 +265,7 @@ class Pool:
                 if worker.unready_since is None:  # else an earlier controller has seen it begin
                     worker.unready_since = now
                 self._on_event(worker.id, "unready", worker.reason)
-        ready = [w.slot for w in self.workers.values() if w.state is WorkerState.READY]
+        ready = [worker.slot for worker in self.those(WorkerState.READY)]
         whole = self.retired or len(ready) >= self.size
         self.kills.settle(self.workers, ready, self.slots, whole=whole)
 
@@ -364,8 +368,7 @@ class Pool:
 
     def _replaced_unready(self, counted: list[Slot], desired: int, now: float) -> list[Slot]:
         """Workers that have not been ready for a whole window, where as many as are wanted are ready without them."""
-        ready = sum(w.state is WorkerState.READY for w in self.workers.values())
-        if ready < desired or len(counted) == len(self.slots):
+        if len(self.those(WorkerState.READY)) < desired or len(counted) == len(self.slots):
             return []
         window_s = max(UNREADY_COUNTS_S, self.definition.options.scaledown_window_s)
         long_unready = []
@@ -379,8 +382,7 @@ class Pool:
         due = [s for s in self.slots.values() if s.worker_id is None and now >= s.start_allowed_at]
         if self.failed(now):
             # Without hope: one try at a time, until one comes up.
-            starting = any(w.state is WorkerState.STARTING for w in self.workers.values())
-            due = due[:1] if not starting and now >= self.hope.next_try_at else []
+            due = due[:1] if not self.those(WorkerState.STARTING) and now >= self.hope.next_try_at else []
         return [Start(slot.number) for slot in due]
 
     # --- what is told ---------------------------------------------------------------------------------------------
@@ -395,8 +397,7 @@ class Pool:
     def _state(self, now: float) -> PoolState:
         if self.failed(now):
             return PoolState.FAILED
-        ready = sum(w.state is WorkerState.READY for w in self.workers.values())
-        unready = sum(w.state is WorkerState.UNREADY for w in self.workers.values())
+        ready, unready = len(self.those(WorkerState.READY)), len(self.those(WorkerState.UNREADY))
         if (unready and ready < unready) or any(slot.held(now) for slot in self.slots.values()):
             return PoolState.DEGRADED
         if ready < len(self.slots) or len(self.slots) != self.size:
@@ -417,7 +418,7 @@ class Pool:
 
     def waiting_for(self, now: float) -> str:
         """Why no worker is ready, in words."""
-        starting = [w for w in self.workers.values() if w.state is WorkerState.STARTING]
+        starting = self.those(WorkerState.STARTING)
         pending = sorted({w.pending for w in starting if w.pending})
         if self.closing or self.unschedulable:
             return self.closing or self.unschedulable
@@ -425,7 +426,7 @@ class Pool:
             return f"{len(starting)} starting: {'; '.join(pending)}"
         if starting:
             return f"{len(starting)} starting (on_enter is running)"
-        unready = [w for w in self.workers.values() if w.state is WorkerState.UNREADY]
+        unready = self.those(WorkerState.UNREADY)
         if unready:
             return f"{len(unready)} not ready: {unready[0].reason}"
         waits = [slot for slot in self.slots.values() if slot.worker_id is None and slot.start_allowed_at > now]
@@ -479,26 +480,24 @@ class Pool:
         demand = self._demands.total(now)
         inflight = self._demands.inflight()
 
-        def count(state: WorkerState) -> int:
-            return sum(w.state is state for w in self.workers.values())
-
         def restarts(worker: Worker) -> int:
             slot = self.slots.get(worker.slot)
             return slot.restarts if slot is not None and slot.worker_id == worker.id else 0
 
         workers = [w.status(now, inflight=inflight.get(w.id, 0), restarts=restarts(w)) for w in self.workers.values()]
         workers += [self._vacant(slot, now) for slot in self.slots.values() if slot.worker_id is None]
-        starting = [w for w in self.workers.values() if w.state is WorkerState.STARTING]
-        waits = not count(WorkerState.READY) and bool(workers or demand.queued)
+        starting = self.those(WorkerState.STARTING)
+        ready = len(self.those(WorkerState.READY))
+        waits = not ready and bool(workers or demand.queued)
         return PoolStatus(
             name=str(self.definition.key),
             class_name=self.definition.key.class_name,
             state=self._state(now).value,
             desired=0 if self.retired else self.size,
-            ready=count(WorkerState.READY),
+            ready=ready,
             starting=len(starting),
             pending=sum(not w.placed for w in starting),
-            draining=count(WorkerState.DRAINING),
+            draining=len(self.those(WorkerState.DRAINING)),
             queued=demand.queued,
             running=demand.running,
             restarts=self.restarts,
