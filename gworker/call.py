@@ -25,13 +25,12 @@ class Call(Generic[R]):
     """A call that is under way, as `.spawn(...)` returns it. Awaitable; its result can be asked for again and again."""
 
     # Lighter than a future: nothing is locked, or made, for those that come when there is an outcome.
-    __slots__ = ("__weakref__", "_call", "_error", "_outcome", "_router", "_value", "_waiting")
+    __slots__ = ("__weakref__", "_call", "_outcome", "_router", "_value", "_waiting")
 
     def __init__(self) -> None:
         self._outcome: Packed | Problem = _UNSET
         self._waiting: list[Callable[[], object]] = []
         self._value: Any = _UNSET
-        self._error: BaseException | None = None
         self._router: Router | None = None
         self._call: RoutedCall | None = None
 
@@ -82,9 +81,7 @@ class Call(Generic[R]):
     def _unpacked(self) -> R:
         outcome = self._outcome
         if isinstance(outcome, Problem):
-            if self._error is None:
-                self._error = outcome.exception()
-            raise self._error
+            raise outcome.exception()
         if self._value is _UNSET:
             self._value = unpack(outcome)
         value: R = self._value

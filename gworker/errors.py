@@ -21,7 +21,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import copy
+from typing import ClassVar, TypeVar
+
+E = TypeVar("E", bound=BaseException)
 
 
 class GWorkerError(Exception):
@@ -126,6 +129,20 @@ class AuthenticationError(GWorkerError):
 
 class Fatal(Exception):
     """Raise it in a method or a probe to say "replace this worker"; the caller receives it like any exception."""
+
+
+def anew(error: E) -> E:
+    """The same error as an object of its own, without a traceback, of the same cause.
+
+    One that ends many calls is raised by each of their callers, and every `raise` lengthens the traceback of its
+    object: each caller would see the frames of those before, and keep them alive.
+    """
+    another = copy.copy(error)
+    another.__cause__, another.__context__ = error.__cause__, error.__context__
+    another.__suppress_context__ = error.__suppress_context__
+    if notes := getattr(error, "__notes__", None):
+        another.__dict__["__notes__"] = list(notes)
+    return another
 
 
 class RemoteTraceback(Exception):

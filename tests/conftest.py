@@ -24,6 +24,9 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray has its workers, and so our controllers, yield to every other process. Where the machine has something else to do,
+# one of the other tests, say, they get hardly any time: five starts then take longer than a minute.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 _numbers = itertools.count(1)
 

@@ -74,11 +74,13 @@ class Route:
 class Board:
     """The routes of one app. `epoch` names this controller: one that was restarted counts its versions anew.
 
-    So does a route that is made anew; to routers each is an epoch of its own.
+    So does a route that is made anew; to routers each is an epoch of its own. `any_version`: routers know a pool by the
+    same key whatever version of it serves.
     """
 
-    def __init__(self, epoch: str) -> None:
+    def __init__(self, epoch: str, *, any_version: bool = False) -> None:
         self._epoch = epoch
+        self._any_version = any_version
         self._routes: dict[PoolKey, Route] = {}
         self._numbers = itertools.count(1)
 
@@ -103,6 +105,22 @@ class Board:
     def routes(self) -> Iterable[tuple[PoolKey, Route]]:
         """All of them."""
         return list(self._routes.items())
+
+    def key_of(self, key: PoolKey) -> PoolKey:
+        """What routers know a pool by: those of a deployed app need not know which version serves."""
+        return replace(key, generation=0) if self._any_version else key
+
+    def publish(self, pool: Pool) -> None:
+        """Tell the routers of a pool what it is like, if they have something to learn."""
+        route = self._routes.get(self.key_of(pool.definition.key))
+        if route is not None and pool in route.pools:
+            route.refresh()
+
+    async def seen_by_all(self, pool: Pool) -> None:
+        """See `Route.seen_by_all`."""
+        route = self._routes.get(self.key_of(pool.definition.key))
+        if route is not None:
+            await route.seen_by_all()
 
     def nothing(self, why: GWorkerError | None = None) -> PoolView:
         """The view of a pool that is not kept. `why` it will not be, either."""

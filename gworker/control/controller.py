@@ -12,7 +12,7 @@ import contextlib
 import contextvars
 import logging
 import os
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -22,21 +22,16 @@ import ray
 from gworker import clock
 from gworker.code import CodePackage
 from gworker.control.board import WATCH_S, Board
-from gworker.control.checkpoint import Checkpoint, Journal, RolloutRecord, UpdateRecord
+from gworker.control.bounds import Bounds
+from gworker.control.checkpoint import Checkpoint, Journal
+from gworker.control.demands import Demands
 from gworker.control.keeper import House, Keeper
 from gworker.control.lender import Borrower, Lender
-from gworker.control.placement import (
-    Nodes,
-    affordable,
-    free_resources,
-    how_often,
-    node_totals,
-    requirement,
-    unheld_resources,
-    what_no_node_has,
-)
-from gworker.control.pool import DEMAND_EXPIRES_S, Pool, Start
-from gworker.control.rollout import Phase, Progress, Rollout, Update
+from gworker.control.placement import Nodes
+from gworker.control.pool import Pool, Start
+from gworker.control.rollout import Progress
+from gworker.control.room import Room
+from gworker.control.updates import Updates
 from gworker.control.workers import Worker, WorkerState
 from gworker.errors import NotFound, PoolUnavailable
 from gworker.observe.events import Event, EventLog
@@ -89,25 +84,30 @@ class Controller:
         self._pools: dict[PoolKey, Pool] = {}
         self._keepers: dict[str, Keeper] = {}
         self._unborn: list[Keeper] = []
-        self._deployed: dict[str, DeployedClass] = {}
-        self._bounds: dict[tuple[str, str], dict[str, Any]] = {}
+        self._bounds = Bounds()
         self._next_number = 1
-        self._version = 0
-        self._update: Update | None = None
-        self._progress = Progress(0, Phase.READY)
-        self._progressed = asyncio.Event()
         self._nodes = Nodes()
         self._lender = Lender(self._borrower)
-        self._board = Board(os.urandom(4).hex())
-        self._early: dict[PoolKey, dict[str, tuple[Demand, float]]] = {}
+        self._board = Board(os.urandom(4).hex(), any_version=boot.deployed)
+        self._early: dict[PoolKey, Demands] = {}
         self._wake = asyncio.Event()
+        self._room = Room(
+            self._pools, boot.classes, gpu_optional=boot.gpu_optional, cluster_may_grow=boot.cluster_may_grow
+        )
+        self._updates = Updates(
+            self._board,
+            self._room,
+            have_pool=self._have_pool,
+            committed=self._serve,
+            note=self._note,
+            wake=self._wake.set,
+        )
         self._events = EventLog()
         self._happened = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
         self._restored: asyncio.Event | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
-        self._declared = dict(boot.classes)
         self._journal = Journal(boot.app_name) if boot.deployed else None
         if boot.deployed:
             # After a restart nobody may call for long: the workers are to be looked after all the same.
@@ -127,7 +127,7 @@ class Controller:
     ) -> PoolView:
         """See `Board.next_view`. A router that knows nothing brings the `definition` of its pool along."""
         await self.begin()
-        key = self._route_key(key)
+        key = self._board.key_of(key)
         if definition is not None:
             missing = self._missing(key.class_name)
             if missing is not None and self._board.route(key) is None:
@@ -142,7 +142,7 @@ class Controller:
     ) -> None:
         """A router says what it needs of a pool, and where the time of its calls went since the last report."""
         await self.begin()
-        key = self._route_key(key)
+        key = self._board.key_of(key)
         route = self._board.route(key)
         if route is None:
             self._keep_early(router, key, demand)
@@ -157,11 +157,8 @@ class Controller:
     def _keep_early(self, router: str, key: PoolKey, demand: Demand) -> None:
         """Remember a report that overtook the definition of its pool: else the router's next one would be the first."""
         now = clock.now()
-        for known, reports in list(self._early.items()):
-            self._early[known] = {r: (d, at) for r, (d, at) in reports.items() if now - at < DEMAND_EXPIRES_S}
-            if not self._early[known]:
-                del self._early[known]
-        self._early.setdefault(key, {})[router] = (demand, now)
+        self._early = {known: early for known, early in self._early.items() if early.alive(now)}
+        self._early.setdefault(key, Demands()).report(router, demand, now)
 
     async def status(self) -> AppStatus:
         """All pools and workers, with the workers' own counters."""
@@ -187,7 +184,7 @@ class Controller:
 
     async def declare(self, classes: dict[str, Options]) -> None:
         """Classes that the app has got since: growth of one leaves room for a worker of each of the others."""
-        self._declared.update(classes)
+        self._room.declared.update(classes)
 
     async def retire(self, class_name: str, generation: int) -> None:
         """Let go the pools of definitions of a class older than `generation`."""
@@ -205,49 +202,29 @@ class Controller:
         await self.begin()
         if self._stopping:
             raise PoolUnavailable(self._being_stopped)
-        if self._update is not None:
-            self._end_update(Phase.FAILED, "another version was deployed meanwhile")
         if code is not None:
             deployment.store_code(self._boot.app_name, code)
-        self._version += 1
-        self._begin_update({name: replace(c, generation=self._version) for name, c in classes.items()})
+        self._updates.begin(classes)
         self._write_down(clock.now())  # whoever deploys is to hear only of what a successor would go on with
-        return self._version
+        return self._updates.version
 
     async def progress(self, version: int) -> Progress:
         """How the update to a version stands, once it is over or after a while."""
         await self.begin()
-        end = clock.now() + WATCH_S
-        over = (Phase.READY, Phase.FAILED)
-        while (
-            self._progress.version == version and self._progress.phase not in over and (left_s := end - clock.now()) > 0
-        ):
-            self._progressed.clear()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._progressed.wait(), left_s)
-        if self._progress.version > version:
-            return Progress(version, Phase.FAILED, "another version was deployed meanwhile")
-        if self._progress.version < version:
-            return Progress(version, Phase.FAILED, "the controller died before it could begin: deploy again")
-        if self._progress.phase is Phase.READY:
-            # Whoever has deployed is to meet the new version, at the next call.
-            await asyncio.gather(*(route.seen_by_all() for _, route in self._board.routes()))
-        elif self._update is not None:
-            return replace(self._progress, reason=self._update.waiting_for(clock.now()))
-        return self._progress
+        return await self._updates.progress_of(version)
 
     async def deployed_class(self, name: str) -> DeployedClass:
         """What was deployed under a name. Raises NotFound."""
         await self.begin()
-        found = self._deployed.get(name)
+        found = self._updates.serving.get(name)
         if found is None:
-            raise self._not_found(name)
+            raise self._not_found(name, self._updates.serving)
         return found
 
     async def generations(self) -> dict[str, int]:
         """The deployed classes, and the version that each is served in."""
         await self.begin()
-        return {name: deployed.generation for name, deployed in self._deployed.items()}
+        return {name: deployed.generation for name, deployed in self._updates.serving.items()}
 
     async def scale(
         self, class_name: str, variant: str, min_workers: int | None, max_workers: int | None
@@ -257,24 +234,19 @@ class Controller:
         Raises NotFound, or InvalidDefinition for bounds that cannot be.
         """
         await self.begin()
-        if class_name not in self._declared:
-            known = ", ".join(sorted(self._declared)) or "none"
-            raise NotFound(f"the app {self._boot.app_name!r} has no class {class_name!r}; it has: {known}")
+        if class_name not in self._room.declared:
+            raise self._not_found(class_name, self._room.declared)
         pools = [
             p for k, p in self._pools.items() if (k.class_name, k.variant) == (class_name, variant) and not p.retired
         ]
-        asked = {"min_workers": min_workers, "max_workers": max_workers}
-        wanted: dict[str, Any] = dict(self._bounds.get((class_name, variant), {}))
-        wanted |= {name: bound for name, bound in asked.items() if bound is not None}
-        now = pools[0].definition.options if pools else self._declared[class_name]
-        bounds = now.replace(**wanted)
-        self._bounds[class_name, variant] = wanted
+        now = pools[0].definition.options if pools else self._room.declared[class_name]
+        bounds = self._bounds.change(class_name, variant, now, min_workers=min_workers, max_workers=max_workers)
         if self._journal is not None:
-            self._journal.write_value("bounds", self._bounds)
+            self._journal.write_value("bounds", self._bounds.said)
         for pool in pools:
             if self._journal is not None and (stored := self._journal.read_definition(pool.definition.key)) is not None:
-                self._journal.write_definition(self._within_bounds(stored))
-            pool.rescale(self._within_bounds(pool.definition))
+                self._journal.write_definition(self._bounds.applied(stored))
+            pool.rescale(self._bounds.applied(pool.definition))
         self._wake.set()
         return bounds.min_workers, bounds.max_workers
 
@@ -302,22 +274,23 @@ class Controller:
             return None
         return Borrower(keeper.worker.actor, keeper.pool.definition.key)
 
-    def _within_bounds(self, definition: PoolDefinition) -> PoolDefinition:
-        """A definition with the bounds that `scale` has set for its class, if it has."""
-        key = definition.key
-        changes = self._bounds.get((key.class_name, key.variant))
-        return definition if not changes else replace(definition, options=replace(definition.options, **changes))
+    def _serve(self, classes: Mapping[str, DeployedClass]) -> None:
+        """Another version of a deployed app serves from now on, within the bounds of its code."""
+        assert self._journal is not None
+        self._bounds = Bounds()
+        self._journal.write_value("bounds", self._bounds.said)
+        self._journal.write_value("classes", classes)
 
-    def _not_found(self, name: str) -> NotFound:
-        known = ", ".join(sorted(self._deployed)) or "none"
+    def _not_found(self, name: str, there: Iterable[str]) -> NotFound:
+        known = ", ".join(sorted(there)) or "none"
         return NotFound(f"the app {self._boot.app_name!r} has no class {name!r}; it has: {known}")
 
     def _missing(self, name: str) -> NotFound | None:
         """Why a deployed app does not serve a class; None where it does, or will."""
-        coming = () if self._update is None else self._update.classes
-        if not self._boot.deployed or name in self._deployed or name in coming:
+        serving = self._updates.serving
+        if not self._boot.deployed or name in serving or name in self._updates.coming:
             return None
-        return self._not_found(name)
+        return self._not_found(name, serving)
 
     async def stop(self, drain: bool, grace_s: float | None = None) -> None:
         """Stop every worker, drained or not; returns when their processes are gone.
@@ -327,10 +300,7 @@ class Controller:
         if self._journal is not None:
             await self.begin()  # one that was restarted has workers to take over first
         self._stopping = True
-        if self._update is not None:
-            self._progress = Progress(self._update.version, Phase.FAILED, self._being_stopped)
-            self._update = None
-            self._progressed.set()
+        self._updates.abandon(self._being_stopped)
         for pool in self._pools.values():
             pool.closing = self._being_stopped
             self._changed(pool)
@@ -388,14 +358,16 @@ class Controller:
     def _tick(self, now: float) -> None:
         wanted = [(pool, self._plan(pool, now)) for pool in list(self._pools.values())]
         for pool, starts in wanted:
-            for start in starts[: self._affordable(pool, len(starts))]:
+            replacing = self._updates.replacing(pool) if starts else 0
+            for start in starts[: self._room.affordable(pool, len(starts), replacing=replacing)]:
                 worker_id = f"{pool.definition.key.class_name}-{self._next_number}"
                 self._unborn.append(self._keep(pool, pool.add(start.slot, worker_id, self._next_number, now)))
                 self._next_number += 1
             # An update holds pools, also those without workers, and has yet to say which of them go.
-            if self._update is None and (pool.forgettable or (pool.retired and not pool.slots and not pool.workers)):
+            unused = pool.forgettable or (pool.retired and not pool.slots and not pool.workers)
+            if unused and not self._updates.under_way:
                 self._forget(pool)
-        self._step_update(now)
+        self._updates.step(now)
         self._write_down(now)
         self._begin_to_keep()
 
@@ -408,7 +380,7 @@ class Controller:
                     starts.append(action)
                 else:
                     self._background(self._keepers[action.worker_id].drain(action.reason))
-            self._publish(pool)
+            self._board.publish(pool)
         except Exception:
             log.exception("%s: planning %s failed; it is tried again", self._boot.app_name, pool.definition.key)
         return starts
@@ -428,7 +400,7 @@ class Controller:
             actor_extra=self._actor_extra,
             nodes=self._nodes,
             changed=self._changed,
-            seen=self._seen_by_all,
+            seen=self._board.seen_by_all,
             spawn=self._background,
         )
         keeper = self._keepers[worker.id] = Keeper(house, pool, worker)
@@ -444,45 +416,26 @@ class Controller:
             self._lender.changed()
             del self._keepers[worker_id]
         pool.refresh(clock.now())
-        self._publish(pool)
+        self._board.publish(pool)
         self._wake.set()
 
     def _has_come_up(self, worker_id: str) -> bool:
         keeper = self._keepers.get(worker_id)
         return keeper is not None and keeper.worker.ready_since is not None
 
-    def _publish(self, pool: Pool) -> None:
-        """Tell the routers of the pool what it is like, if they have something to learn."""
-        route = self._board.route(self._route_key(pool.definition.key))
-        if route is not None and pool in route.pools:
-            route.refresh()
-
-    async def _seen_by_all(self, pool: Pool) -> None:
-        route = self._board.route(self._route_key(pool.definition.key))
-        if route is not None:
-            await route.seen_by_all()
-
-    def _route_key(self, key: PoolKey) -> PoolKey:
-        """How routers know a pool: those of a deployed app need not know which version serves."""
-        return replace(key, generation=0) if self._boot.deployed else key
-
     # --- pools ----------------------------------------------------------------------------------------------------
 
     def _ensure(self, definition: PoolDefinition) -> None:
         """Have the pool that a router asks for; nothing happens if it is there."""
-        key = self._route_key(definition.key)
+        key = self._board.key_of(definition.key)
         if self._board.route(key) is not None or self._stopping:
             return
-        serving, update = self._deployed.get(key.class_name), self._update
-        coming = None if update is None else update.classes.get(key.class_name)
-        version = serving or coming  # where nothing serves yet, calls wait for what comes
-        definition = definition if version is None else version.in_place_of(definition)
-        pool = self._have_pool(self._within_bounds(definition))
+        pool = self._have_pool(self._bounds.applied(self._updates.current(definition)))
         self._board.show(key, pool)
-        for router, (demand, at) in self._early.pop(key, {}).items():
+        for router, demand, at in self._early.pop(key, Demands()).alive(clock.now()):
             pool.report(router, demand, at)
-        if update is not None and serving is not None:
-            self._include(update, key, pool)
+        if self._updates.under_way and key.class_name in self._updates.serving:
+            self._updates.include(key, pool)
         self._wake.set()
 
     def _have_pool(self, definition: PoolDefinition) -> Pool:
@@ -495,7 +448,7 @@ class Controller:
         return pool
 
     def _add_pool(self, definition: PoolDefinition) -> Pool:
-        definition, notice = self._fit_gpu(definition)
+        definition, notice = self._room.fit_gpu(definition)
         name = str(definition.key)
 
         def note(worker: str, action: str, reason: str) -> None:
@@ -516,127 +469,14 @@ class Controller:
         key = pool.definition.key
         del self._pools[key]
         self._lender.shelf.forget(key)
-        route = self._board.route(self._route_key(key))
+        route = self._board.route(self._board.key_of(key))
         if route is not None and route.pools == [pool]:
-            self._board.forget(self._route_key(key))
+            self._board.forget(self._board.key_of(key))
         if self._journal is not None:
             self._journal.forget_definition(key)
-            in_use = {p.definition.code for p in self._pools.values()} | {c.code for c in self._deployed.values()}
+            in_use = {p.definition.code for p in self._pools.values()}
+            in_use |= {deployed.code for deployed in self._updates.serving.values()}
             deployment.drop_code(self._boot.app_name, in_use)
-
-    def _fit_gpu(self, definition: PoolDefinition) -> tuple[PoolDefinition, str]:
-        """Drop a GPU requirement that this machine cannot meet, where that is wanted."""
-        gpu = definition.options.gpu
-        if gpu is None or not self._boot.gpu_optional:
-            return definition, ""
-        only_gpu = replace(definition.options, cpu=0.0, memory_mb=None, resources=None)
-        lacking = what_no_node_has(only_gpu, node_totals())
-        if lacking is None:
-            return definition, ""
-        notice = (
-            f"{definition.key.class_name} {lacking.replace('this cluster', 'this machine')}: it runs without a GPU, "
-            "because gworker started this local Ray by itself. Set GWORKER_GPU=required to have it fail instead."
-        )
-        return replace(definition, options=replace(definition.options, gpu=None)), notice
-
-    def _affordable(self, pool: Pool, count: int) -> int:
-        if count == 0:
-            return 0
-        options = pool.definition.options
-        owed = max(1, options.min_workers, self._replacing(pool))
-        served = {key.class_name for key, other in self._pools.items() if other.workers}
-        mine = pool.definition.key.class_name
-        return affordable(
-            count,
-            requirement(options),
-            free_resources((needs, placed) for _, needs, placed in self._held()),
-            others=[requirement(o) for name, o in self._declared.items() if name != mine and name not in served],
-            owed=owed - sum(not w.draining for w in pool.workers.values()),
-            cluster_may_grow=self._boot.cluster_may_grow,
-        )
-
-    def _replacing(self, pool: Pool) -> int:
-        """How many workers a pool has to get so that those of the version before, which make room for it, can go."""
-        for rollout in [] if self._update is None else self._update.rollouts.values():
-            if rollout.new is pool and rollout.phase is Phase.SWAPPING:
-                return pool.pinned or 0
-        return 0
-
-    def _held(self) -> Iterator[tuple[Pool, Mapping[str, float], bool]]:
-        """What each worker needs, by pool, and whether it has a place."""
-        for pool in self._pools.values():
-            needs = requirement(pool.definition.options)
-            yield from ((pool, needs, worker.placed) for worker in pool.workers.values())
-
-    # --- updates --------------------------------------------------------------------------------------------------
-
-    def _begin_update(self, classes: Mapping[str, DeployedClass]) -> None:
-        """Start to replace every pool by one of the new version."""
-        update = self._update = Update(self._version, classes)
-        self._progress = Progress(self._version, Phase.SURGING)
-        for key, route in self._board.routes():
-            self._include(update, key, route.pools[0])
-        for deployed in classes.values():
-            definition = deployed.default_pool
-            if definition is not None and definition.key not in update.rollouts:
-                new = self._have_pool(deployed.in_place_of(definition))
-                update.rollouts[definition.key] = Rollout(None, new)
-        self._declared = {name: deployed.options for name, deployed in classes.items()}
-        self._note("", "", "updating", f"to version {self._version} of {', '.join(sorted(classes)) or 'no classes'}")
-        self._wake.set()
-
-    def _include(self, update: Update, key: PoolKey, old: Pool) -> None:
-        """Have an update replace the pool behind a key, or let it go."""
-        deployed = update.classes.get(key.class_name)
-        if deployed is None:
-            update.removed.append(old)
-        else:
-            update.rollouts[key] = Rollout(old, self._have_pool(deployed.in_place_of(old.definition)))
-
-    def _step_update(self, now: float) -> None:
-        update = self._update
-        if update is None:
-            return
-        phase = update.step(now, self._fits)
-        for key, rollout in update.rollouts.items():
-            if rollout.old is not None and rollout.mixed:
-                self._board.show(key, rollout.old, rollout.new)
-        if phase in (Phase.READY, Phase.FAILED):
-            self._end_update(phase, update.reason)
-        elif phase is not self._progress.phase:
-            self._progress = Progress(update.version, phase)
-
-    def _end_update(self, phase: Phase, reason: str) -> None:
-        """Commit the update, or roll it back. The first version has none to go back to: it stays, and tries again."""
-        update, self._update = self._update, None
-        assert update is not None and self._journal is not None
-        if phase is Phase.FAILED and self._deployed:
-            update.roll_back()
-            for key, rollout in update.rollouts.items():
-                if rollout.old is not None:
-                    self._board.show(key, rollout.old)
-            self._declared = {name: deployed.options for name, deployed in self._deployed.items()}
-            self._note("", "", "rolled back", f"version {update.version}: {reason}")
-        else:
-            update.commit()
-            for key, rollout in update.rollouts.items():
-                self._board.show(key, rollout.new)
-            self._deployed = dict(update.classes)
-            self._bounds = {}  # those of the code again
-            self._journal.write_value("bounds", self._bounds)
-            self._journal.write_value("classes", self._deployed)
-            self._note("", "", "updated" if phase is Phase.READY else "deployed", f"version {update.version} {reason}")
-        self._progress = Progress(update.version, phase, reason)
-        self._progressed.set()
-        self._wake.set()
-
-    def _fits(self, pool: Pool) -> bool | None:
-        """See `rollout.Fits`."""
-        needs = requirement(pool.definition.options)
-        held = [(taken, placed) for owner, taken, placed in self._held() if placed or owner is not pool]
-        if how_often(needs, free_resources(held)):
-            return True
-        return None if how_often(needs, unheld_resources(held)) else False
 
     # --- recovery ---------------------------------------------------------------------------------------------------
 
@@ -648,52 +488,22 @@ class Controller:
                     next_number=self._next_number,
                     pools={key: pool.record(now) for key, pool in self._pools.items()},
                     routes={key: [p.definition.key for p in route.pools] for key, route in self._board.routes()},
-                    version=self._version,
-                    update=self._update_record(),
-                    progress=self._progress,
+                    version=self._updates.version,
+                    update=self._updates.record(),
+                    progress=self._updates.progress,
                     events=self._events.after(self._events.last - STATUS_EVENTS),
                 )
             )
 
-    def _update_record(self) -> UpdateRecord | None:
-        update = self._update
-        if update is None:
-            return None
-        rollouts = {
-            key: RolloutRecord(
-                old=None if r.old is None else r.old.definition.key,
-                new=r.new.definition.key,
-                swapping=r.phase is Phase.SWAPPING,
-                size=r.size,
-            )
-            for key, r in update.rollouts.items()
-        }
-        return UpdateRecord(update.classes, rollouts, tuple(pool.definition.key for pool in update.removed))
-
-    def _restore_update(self, record: UpdateRecord) -> None:
-        """Go on with an update that another controller had begun."""
-        update = self._update = Update(self._version, record.classes)
-        self._progress = Progress(self._version, Phase.SURGING)
-        for key, written in record.rollouts.items():
-            old = None if written.old is None else self._pools[written.old]
-            rollout = update.rollouts[key] = Rollout(old, self._pools[written.new])
-            rollout.phase = Phase.SWAPPING if written.swapping else Phase.SURGING
-            rollout.size = written.size
-        update.removed = [self._pools[key] for key in record.removed]
-        self._declared = {name: deployed.options for name, deployed in record.classes.items()}
-
     async def _restore(self, journal: Journal) -> None:
         """Take over the pools and the workers of the controller before this one; reap those nobody knows."""
-        self._deployed = journal.read_value("classes") or {}
-        self._bounds = journal.read_value("bounds") or {}
-        if self._deployed:
-            self._declared = {name: c.options for name, c in self._deployed.items()}
+        self._updates.restore_serving(journal.read_value("classes") or {})
+        self._bounds = Bounds(journal.read_value("bounds"))
         checkpoint = journal.read()
         if checkpoint is None:
             return
         now, elapsed_s = clock.now(), max(0.0, clock.time_of_day() - checkpoint.at)
-        self._next_number, self._version = checkpoint.next_number, checkpoint.version
-        self._progress = checkpoint.progress
+        self._next_number = checkpoint.next_number
         self._events.restore(checkpoint.events)
         adopted: list[Keeper] = []
         for key, record in checkpoint.pools.items():
@@ -706,8 +516,7 @@ class Controller:
         for route, keys in checkpoint.routes.items():
             if pools := [self._pools[key] for key in keys if key in self._pools]:
                 self._board.show(route, *pools)
-        if checkpoint.update is not None:
-            self._restore_update(checkpoint.update)
+        self._updates.restore(checkpoint.version, checkpoint.progress, checkpoint.update, self._pools)
         self._note("", "", "controller restarted", f"takes over {len(adopted)} workers")
         app_name = self._boot.app_name
         for keeper in adopted:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from gworker.control.autoscaler import Autoscaler, ScalePolicy
+from gworker.control.demands import DEMAND_EXPIRES_S, Demands
 from gworker.control.health import Health
 from gworker.control.slot import Slot, SlotRecord
 from gworker.control.supervisor import Hope, KillBudget
@@ -22,8 +23,6 @@ from gworker.observe.times import Times, add_all
 from gworker.probe import Probe, Verdict
 from gworker.router.membership import Demand, PoolDefinition, PoolState, PoolView
 
-# A router that has not repeated its demand for this long is gone.
-DEMAND_EXPIRES_S = 5.0
 # A worker that has not been ready for this long does not count as capacity any more.
 UNREADY_COUNTS_S = 30.0
 # A pool that nobody used for this long, and that has no workers, is forgotten.
@@ -108,7 +107,7 @@ class Pool:
         self._on_event = on_event
         self._rng = rng
         self._now = now
-        self._demands: dict[str, tuple[Demand, float]] = {}
+        self._demands = Demands()
         self._times: dict[str, Times] = {}
         self._used_at = now
         self._hears_all_at = now
@@ -128,17 +127,11 @@ class Pool:
 
     def report(self, router: str, demand: Demand, now: float) -> None:
         """A router says what it needs, which workers have its inputs, and which gave it system errors in a row."""
-        told = dict(demand.errors)
-        if router in self._demands:  # what it does not repeat has ended
-            told = {**dict.fromkeys((worker_id for worker_id, _ in self._demands[router][0].errors), 0), **told}
-        for worker_id, in_a_row in told.items():
+        for worker_id, in_a_row in self._demands.report(router, demand, now).items():
             worker = self.workers.get(worker_id)
             if worker is not None and worker.serving and worker.health.count_errors(router, in_a_row, now):
                 self._on_event(worker_id, "ejected", worker.health.why_ejected)
-        if demand.idle:
-            self._demands.pop(router, None)
-        else:
-            self._demands[router] = (demand, now)
+        if not demand.idle:
             self._used_at = now
 
     def count_times(self, times: Mapping[str, Times]) -> None:
@@ -232,25 +225,14 @@ class Pool:
 
     # --- what follows ---------------------------------------------------------------------------------------------
 
-    def demand(self, now: float) -> Demand:
-        """Inputs queued and running, of the routers that are alive."""
-        for router in [r for r, (_, at) in self._demands.items() if now - at > DEMAND_EXPIRES_S]:
-            del self._demands[router]
-        demands = [demand for demand, _ in self._demands.values()]
-        return Demand(sum(d.queued for d in demands), sum(d.running for d in demands))
-
-    def inflight(self) -> dict[str, int]:
-        """The inputs that routers have in each worker."""
-        counts: dict[str, int] = {}
-        for demand, _ in self._demands.values():
-            for worker_id, count in demand.inflight:
-                counts[worker_id] = counts.get(worker_id, 0) + count
-        return counts
+    def those(self, state: WorkerState) -> list[Worker]:
+        """The workers in a state."""
+        return [worker for worker in self.workers.values() if worker.state is state]
 
     def plan(self, now: float) -> list[Start | Stop]:
         """What is to be done so that the pool is healthy and gets to its size."""
         self._now = now
-        demand = self.demand(now)
+        demand = self._demands.total(now)
         self._settle_states(now)
         stops = [*self._replacements(), *self._kills(now)]
         desired = self._desired(demand, now)
@@ -277,17 +259,19 @@ class Pool:
         for worker in self.workers.values():
             if not worker.serving:
                 continue
-            serves = worker.health.serves(now)
-            if serves and worker.state is WorkerState.UNREADY:
-                worker.state, worker.reason, worker.unready_since = WorkerState.READY, "", None
-                self._on_event(worker.id, "ready again", "")
-            elif not serves and worker.state is WorkerState.READY:
-                worker.state, worker.unready_since = WorkerState.UNREADY, now
-                worker.reason = worker.health.why(now)
+            if worker.health.serves(now):
+                if worker.state is WorkerState.UNREADY:
+                    worker.state, worker.reason = WorkerState.READY, ""
+                    self._on_event(worker.id, "ready again", "")
+                worker.unready_since = None
+                continue
+            worker.reason = worker.health.why(now)
+            if worker.state is WorkerState.READY:
+                worker.state = WorkerState.UNREADY
+                if worker.unready_since is None:  # else an earlier controller has seen it begin
+                    worker.unready_since = now
                 self._on_event(worker.id, "unready", worker.reason)
-            elif not serves:
-                worker.reason = worker.health.why(now)
-        ready = [w.slot for w in self.workers.values() if w.state is WorkerState.READY]
+        ready = [worker.slot for worker in self.those(WorkerState.READY)]
         whole = self.retired or len(ready) >= self.size
         self.kills.settle(self.workers, ready, self.slots, whole=whole)
 
@@ -322,8 +306,7 @@ class Pool:
         return Stop(worker.id, reason)
 
     def _desired(self, demand: Demand, now: float) -> int:
-        # A restored pool has yet to hear what the routers need: until then nothing is let go.
-        deaf = now < self._hears_all_at
+        deaf = self._deaf(now)
         if self.retired:
             # What was called before the new definition is still served, by as few workers as there are.
             # One is started only for calls that wait: those that run, or ran a moment ago, need none.
@@ -340,6 +323,10 @@ class Pool:
             self._told_desired = desired
         return desired
 
+    def _deaf(self, now: float) -> bool:
+        """Whether a restored pool may not have heard yet what the routers need, and which workers have their inputs."""
+        return now < self._hears_all_at
+
     def _counts(self, slot: Slot, now: float) -> bool:
         """Whether a slot counts as capacity: it has a worker that serves, will serve or may serve again, or will."""
         worker = self.workers.get(slot.worker_id or "")
@@ -355,19 +342,23 @@ class Pool:
             self.slots[number] = Slot(number, self._rng)
 
     def _shrink(self, desired: int, now: float) -> list[Stop]:
-        """Let go what is too much: places without a worker first, then those that do not serve, idle ones, new ones."""
+        """Let go what is too much: places without a worker first, then those that do not serve, idle ones, new ones.
+
+        A pool that cannot know yet which workers are idle keeps them all; what an update decides needs no demand.
+        """
         counted = [slot for slot in self.slots.values() if self._counts(slot, now)]
         going = []
         if len(counted) > desired:
-            inflight = self.inflight()
+            inflight = self._demands.inflight()
             going = sorted(counted, key=lambda slot: self._keeping(slot, inflight))[: len(counted) - desired]
         going += self._replaced_unready(counted, desired, now)
         stops = []
+        keeps_workers = self._deaf(now) and self.pinned is None
         for slot in going:
             worker = self.workers.get(slot.worker_id or "")
             if worker is None:
                 del self.slots[slot.number]
-            else:
+            elif not keeps_workers:
                 reason = self._going_because if self.retired else "scaled down"
                 reason = "makes room for the new version" if self.pinned is not None else reason
                 stops.append(self._stop(worker, reason))
@@ -383,8 +374,7 @@ class Pool:
 
     def _replaced_unready(self, counted: list[Slot], desired: int, now: float) -> list[Slot]:
         """Workers that have not been ready for a whole window, where as many as are wanted are ready without them."""
-        ready = sum(w.state is WorkerState.READY for w in self.workers.values())
-        if ready < desired or len(counted) == len(self.slots):
+        if len(self.those(WorkerState.READY)) < desired or len(counted) == len(self.slots):
             return []
         window_s = max(UNREADY_COUNTS_S, self.definition.options.scaledown_window_s)
         long_unready = []
@@ -398,8 +388,7 @@ class Pool:
         due = [s for s in self.slots.values() if s.worker_id is None and now >= s.start_allowed_at]
         if self.failed(now):
             # Without hope: one try at a time, until one comes up.
-            starting = any(w.state is WorkerState.STARTING for w in self.workers.values())
-            due = due[:1] if not starting and now >= self.hope.next_try_at else []
+            due = due[:1] if not self.those(WorkerState.STARTING) and now >= self.hope.next_try_at else []
         return [Start(slot.number) for slot in due]
 
     # --- what is told ---------------------------------------------------------------------------------------------
@@ -414,8 +403,7 @@ class Pool:
     def _state(self, now: float) -> PoolState:
         if self.failed(now):
             return PoolState.FAILED
-        ready = sum(w.state is WorkerState.READY for w in self.workers.values())
-        unready = sum(w.state is WorkerState.UNREADY for w in self.workers.values())
+        ready, unready = len(self.those(WorkerState.READY)), len(self.those(WorkerState.UNREADY))
         if (unready and ready < unready) or any(slot.held(now) for slot in self.slots.values()):
             return PoolState.DEGRADED
         if ready < len(self.slots) or len(self.slots) != self.size:
@@ -436,7 +424,7 @@ class Pool:
 
     def waiting_for(self, now: float) -> str:
         """Why no worker is ready, in words."""
-        starting = [w for w in self.workers.values() if w.state is WorkerState.STARTING]
+        starting = self.those(WorkerState.STARTING)
         pending = sorted({w.pending for w in starting if w.pending})
         if self.closing or self.unschedulable:
             return self.closing or self.unschedulable
@@ -444,7 +432,7 @@ class Pool:
             return f"{len(starting)} starting: {'; '.join(pending)}"
         if starting:
             return f"{len(starting)} starting (on_enter is running)"
-        unready = [w for w in self.workers.values() if w.state is WorkerState.UNREADY]
+        unready = self.those(WorkerState.UNREADY)
         if unready:
             return f"{len(unready)} not ready: {unready[0].reason}"
         waits = [slot for slot in self.slots.values() if slot.worker_id is None and slot.start_allowed_at > now]
@@ -495,11 +483,8 @@ class Pool:
 
     def status(self, now: float) -> PoolStatus:
         """The pool as people see it."""
-        demand = self.demand(now)
-        inflight = self.inflight()
-
-        def count(state: WorkerState) -> int:
-            return sum(w.state is state for w in self.workers.values())
+        demand = self._demands.total(now)
+        inflight = self._demands.inflight()
 
         def restarts(worker: Worker) -> int:
             slot = self.slots.get(worker.slot)
@@ -507,17 +492,18 @@ class Pool:
 
         workers = [w.status(now, inflight=inflight.get(w.id, 0), restarts=restarts(w)) for w in self.workers.values()]
         workers += [self._vacant(slot, now) for slot in self.slots.values() if slot.worker_id is None]
-        starting = [w for w in self.workers.values() if w.state is WorkerState.STARTING]
-        waits = not count(WorkerState.READY) and bool(workers or demand.queued)
+        starting = self.those(WorkerState.STARTING)
+        ready = len(self.those(WorkerState.READY))
+        waits = not ready and bool(workers or demand.queued)
         return PoolStatus(
             name=str(self.definition.key),
             class_name=self.definition.key.class_name,
             state=self._state(now).value,
             desired=0 if self.retired else self.size,
-            ready=count(WorkerState.READY),
+            ready=ready,
             starting=len(starting),
             pending=sum(not w.placed for w in starting),
-            draining=count(WorkerState.DRAINING),
+            draining=len(self.those(WorkerState.DRAINING)),
             queued=demand.queued,
             running=demand.running,
             restarts=self.restarts,

@@ -60,7 +60,7 @@ class Rollout:
             self.reason = str(new.failure(now) or self._what_failed())
             return
         new.pinned = target
-        ready = _count(new, WorkerState.READY)
+        ready = len(new.those(WorkerState.READY))
         if ready >= target or (ready and self.old is not None and not self.old.workers):
             self.phase = Phase.READY
         elif self.phase is Phase.SURGING and self._lacks_room(now, fits):
@@ -87,7 +87,7 @@ class Rollout:
     def _lacks_room(self, now: float, fits: Fits) -> bool:
         if self.old is None or not self.old.workers:
             return False
-        starting = [w for w in self.new.workers.values() if w.state is WorkerState.STARTING]
+        starting = self.new.those(WorkerState.STARTING)
         waits = any(not w.placed and now - w.created >= SWAP_AFTER_S for w in starting)
         vacant = any(slot.worker_id is None for slot in self.new.slots.values())
         nothing_moves = all(not w.placed for w in starting)
@@ -112,7 +112,7 @@ class Rollout:
         if old.pinned is None:
             old.pinned = len(old.slots)
         going = any(w.draining for w in old.workers.values())
-        coming = any(w.state is WorkerState.STARTING and w.placed for w in new.workers.values())
+        coming = any(w.placed for w in new.those(WorkerState.STARTING))
         if going:
             self._room_made_at, self._placed_before = now, _placed(new)
         elif old.pinned and not coming and self._is_full(now, fits):
@@ -135,10 +135,6 @@ class Rollout:
     def mixed(self) -> bool:
         """Whether both versions serve."""
         return self.phase is Phase.SWAPPING or (self.old is not None and self.old.pinned is not None)
-
-
-def _count(pool: Pool, state: WorkerState) -> int:
-    return sum(worker.state is state for worker in pool.workers.values())
 
 
 def _placed(pool: Pool) -> int:

@@ -108,6 +108,7 @@ class WorkerRecord:
     pid: int | None
     node_id: str | None
     failing: tuple[tuple[Probe, bool], ...]
+    unready_s: float | None = None
 
 
 def record_of(worker: Worker, now: float) -> WorkerRecord:
@@ -123,6 +124,7 @@ def record_of(worker: Worker, now: float) -> WorkerRecord:
         pid=worker.pid,
         node_id=worker.node_id,
         failing=worker.health.failing,
+        unready_s=None if worker.unready_since is None else now - worker.unready_since,
     )
 
 
@@ -139,4 +141,5 @@ def restored_worker(record: WorkerRecord, probes: Iterable[Probe], elapsed_s: fl
         pid=record.pid,
         node_id=record.node_id,
         ready_since=None if record.ready_s is None else now - elapsed_s - record.ready_s,
+        unready_since=None if record.unready_s is None else now - elapsed_s - record.unready_s,
     )

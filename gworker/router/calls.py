@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from gworker import clock
 from gworker.context import WaitingPool
-from gworker.errors import DeadlineExceeded, GWorkerError, PoolUnavailable
+from gworker.errors import DeadlineExceeded, GWorkerError, PoolUnavailable, anew
 from gworker.observe.times import Spent, past_limit, seconds
 from gworker.retries import Retries
 from gworker.wire import Failure, Packed, Raised, Submit, packed_bytes, unpack_exception
@@ -35,8 +35,11 @@ class Problem(NamedTuple):
         return self.error.type_name if isinstance(self.error, Failure) else type(self.error).__name__
 
     def exception(self) -> BaseException:
-        """The exception to raise. Runs user code, so it is for the thread or task that waits for the call."""
-        error = unpack_exception(self.error) if isinstance(self.error, Failure) else self.error
+        """An exception to raise, another one for each who asks: an error of this side may be that of many calls.
+
+        Runs user code, so it is for the thread or task that waits for the call.
+        """
+        error = unpack_exception(self.error) if isinstance(self.error, Failure) else anew(self.error)
         if self.cause is not None:
             error.__cause__ = unpack_exception(self.cause)
         return error

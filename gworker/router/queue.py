@@ -10,7 +10,7 @@ import concurrent.futures
 import threading
 from collections import deque
 
-from gworker.errors import GWorkerError, QueueFull
+from gworker.errors import GWorkerError, QueueFull, anew
 from gworker.router.calls import RoutedCall
 
 # Calls that ended while they waited behind others are swept out once so many more stand in line than wait.
@@ -37,7 +37,7 @@ class CallQueue:
         """Count a new call. Raises QueueFull when as many, or as many bytes, wait as may; once closed, the reason."""
         with self._lock:
             if self._closed is not None:
-                raise self._closed
+                raise anew(self._closed)
             if self._count >= self._max_pending:
                 raise QueueFull(
                     f"{self._label}: {self._count} calls already wait in this process "

@@ -23,6 +23,7 @@ from gworker.errors import (
     GWorkerError,
     PoolUnavailable,
     WorkerLost,
+    anew,
 )
 from gworker.mailbox import Mailbox, turn_of
 from gworker.observe.times import Tally, Times
@@ -218,7 +219,7 @@ class Router:
             if ready >= count or (ready and view is not None and view.start_error is not None):
                 waiter.set_result(None)
             elif failure is not None:
-                waiter.set_exception(failure)
+                waiter.set_exception(anew(failure))
             else:
                 self._ready_waiters.append((waiter, count))
 

@@ -41,7 +41,7 @@ def serving(
 
 
 def pool_when(app: Any, class_name: str, condition: Callable[[Any], object], timeout_s: float = 40.0) -> Any:
-    """Wait until the status of a pool meets a condition; that status."""
+    """Wait until the status of a pool meets a condition; that status. Where it does not, what happened is told."""
 
     def found() -> Any:
         with contextlib.suppress(KeyError):
@@ -49,7 +49,11 @@ def pool_when(app: Any, class_name: str, condition: Callable[[Any], object], tim
             return pool if condition(pool) else None
         return None
 
-    return eventually(found, timeout_s)
+    try:
+        return eventually(found, timeout_s)
+    except AssertionError as error:
+        events = "\n".join(map(str, events_of(app, class_name)))
+        raise AssertionError(f"{app.status().pools}\n{events}") from error
 
 
 @pytest.fixture(params=["direct", "ray"])

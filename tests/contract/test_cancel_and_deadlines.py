@@ -279,7 +279,7 @@ def test_deadline_s_counts_the_time_in_the_queue_and_says_so(gate: Gate, ledger:
     begun = time.monotonic()
     with pytest.raises(gw.DeadlineExceeded, match=r"One\.hold.*deadline_s.*queue") as caught:
         One().hold.with_options(deadline_s=0.3).remote(gate, ledger, "second")
-    assert 0.3 <= time.monotonic() - begun < 5
+    assert 0.299 <= time.monotonic() - begun < 5  # timers count in milliseconds
     assert (caught.value.limit, caught.value.where) == ("deadline_s", "queue")
     gate.open()
     assert first.get() == "first"

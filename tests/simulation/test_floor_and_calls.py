@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 
-from gworker.control.pool import DEMAND_EXPIRES_S
+from gworker.control.demands import DEMAND_EXPIRES_S
 from tests.simulation.callers import LEASE_S, Reports, Users, steady, steps
 from tests.simulation.scenarios import FAULTS_S, LASTS_S, Fault, Scenario, scenarios, simulated
 from tests.simulation.simulator import Simulation

@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gworker.control.pool import Pool, Start, Stop
+from gworker.control.demands import DEMAND_EXPIRES_S
+from gworker.control.pool import UNREADY_COUNTS_S, Pool, Start, Stop
 from gworker.control.slot import INTENSITY
 from gworker.control.supervisor import RETRY_FAILED_S
 from gworker.probe import Verdict
-from gworker.router.membership import PoolState
+from gworker.router.membership import Demand, PoolState
 from tests.simulation.callers import Users, bursts, steady
 from tests.simulation.processes import Answer
-from tests.simulation.scenarios import FAULTS_S, LIVENESS, Scenario, scenarios, simulated
+from tests.simulation.scenarios import FAULTS_S, LIVENESS, READINESS, Scenario, scenarios, simulated
 from tests.simulation.simulator import Simulation
 from tests.simulation.test_starts import crash
 
@@ -58,7 +59,9 @@ def test_a_successor_knows_what_is_to_be_known_whatever_the_moment(
             old_worker.draining,
         )
         assert worker.created == pytest.approx(old_worker.created)
-        assert worker.ready_since == (None if old_worker.ready_since is None else pytest.approx(old_worker.ready_since))
+        for since in ("ready_since", "unready_since"):
+            known = getattr(old_worker, since)
+            assert getattr(worker, since) == (None if known is None else pytest.approx(known))
 
 
 @simulated
@@ -81,20 +84,69 @@ def test_a_successor_restarts_no_worker_and_has_the_floor_again(
                     new.probed(worker, probe, Verdict.PASSED, 0.0, "", now)
     survivors = set(new.workers)
     assert len(survivors) == (sum(not w.draining for w in before.workers.values()) if survive else 0)
+    heard_all = now + DEMAND_EXPIRES_S
     for _ in range(20 * 240):
         now += 0.25
         for action in new.plan(now):
             if isinstance(action, Stop):
-                assert action.reason == "scaled down" and now > simulation.now + elapsed_s + 1
+                assert action.reason == "scaled down" and now >= heard_all
                 new.lost(new.workers[action.worker_id], "drained", now)
             else:
                 number = next(numbers)
                 new.started(new.add(action.slot, f"Model-{number}", number, now), number, "node", now)
+        assert now > heard_all or len(new.slots) <= max(before.autoscaler.desired, len(survivors)), "a needless start"
         if now > simulation.now + elapsed_s + 200:
             break
     assert len(new.workers) == scenario.floor, "nobody calls any more"
     kept = survivors & new.workers.keys()
     assert len(kept) == min(len(survivors), scenario.floor)
+
+
+def with_a_stand_in(*, start_s: float) -> Simulation:
+    """Four workers are wanted; one has not been ready for so long that a fifth has been asked for."""
+    simulation = Simulation(min_workers=4, max_workers=8, probes=[READINESS])
+    simulation.run(5)
+    simulation.world.start_s = lambda dice: start_s
+    (ill,) = simulation.pick(least=1)
+    ill.ill = Answer.NO
+    assert simulation.run(2 * UNREADY_COUNTS_S, until=lambda: simulation.staying == 5)
+    return simulation
+
+
+def adopt(pool: Pool, now: float, *, well: bool) -> None:
+    """The workers that had come up are there as before; those that were not ready are again, if they are `well`."""
+    for worker in pool.workers.values():
+        if worker.pid is not None:
+            pool.started(worker, worker.pid, "node", now, adopted=True)
+            for probe, _ in worker.health.failing if well else ():
+                pool.probed(worker, probe, Verdict.PASSED, 0.0, "", now)
+
+
+def test_a_successor_with_too_many_workers_lets_one_go_when_it_knows_which_are_idle() -> None:
+    simulation = with_a_stand_in(start_s=1.0)
+    simulation.run(5)
+    assert simulation.ready == 4
+    now = simulation.now + 1.0
+    pool = succeed(simulation.pool, simulation.now, 1.0)
+    adopt(pool, now, well=True)
+    idle, *busy = sorted(pool.workers.values(), key=lambda worker: worker.number)
+    assert len(busy) == 4
+    assert pool.plan(now) == []
+    pool.report("router", Demand(0, 4, tuple((worker.id, 1) for worker in busy)), now + DEMAND_EXPIRES_S - 0.5)
+    assert pool.plan(now + DEMAND_EXPIRES_S - 0.1) == []
+    assert pool.plan(now + DEMAND_EXPIRES_S + 0.1) == [Stop(idle.id, "scaled down")], "the newest are busy"
+
+
+def test_a_successor_lets_the_one_go_on_starting_that_stands_in_for_one_that_is_long_unready() -> None:
+    simulation = with_a_stand_in(start_s=120.0)
+    before = {worker.id: worker.state for worker in simulation.pool.workers.values()}
+    assert sorted(before.values()) == ["READY", "READY", "READY", "STARTING", "UNREADY"]
+    now = simulation.now + 1.0
+    pool = succeed(simulation.pool, simulation.now, 1.0)
+    adopt(pool, now, well=False)
+    for tenths in range(200):
+        assert pool.plan(now + tenths / 10) == []
+    assert {worker.id: worker.state for worker in pool.workers.values()} == before
 
 
 def restarted(simulation: Simulation, *, down_s: float = 1.5) -> None:

@@ -16,7 +16,8 @@ from gworker.control import keeper as keeper_module
 from gworker.control import placement as placement_module
 from gworker.control.board import Route
 from gworker.control.controller import Controller, ControllerBoot
-from gworker.control.pool import DEMAND_EXPIRES_S, Pool
+from gworker.control.demands import DEMAND_EXPIRES_S
+from gworker.control.pool import Pool
 from gworker.control.rollout import Phase
 from gworker.control.workers import WorkerState
 from gworker.errors import NotFound, PoolUnavailable
@@ -576,7 +577,7 @@ async def test_a_report_on_a_pool_that_is_not_there_is_forgotten_with_its_router
     controller = await world.controller()
     for number in range(5):
         await controller.report(f"router-{number}", PoolKey(f"Nothing{number}"), Demand(1, 0))
-        await world.pass_time(DEMAND_EXPIRES_S)
+        await world.pass_time(DEMAND_EXPIRES_S + 0.5)
     assert len(controller._early) == 1
 
 

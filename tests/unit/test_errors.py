@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import traceback
 
 import pytest
 
@@ -24,6 +25,7 @@ from gworker.errors import (
     StartupFailed,
     Unschedulable,
     WorkerLost,
+    anew,
 )
 
 STATUSES = {
@@ -72,6 +74,26 @@ def test_each_error_survives_pickling_with_its_text_and_attributes(cls, travel):
     assert type(again) is cls
     assert str(again) == str(error)
     assert vars(again) == vars(error)
+
+
+@pytest.mark.parametrize("cls", STATUSES, ids=lambda c: c.__name__)
+def test_each_caller_of_many_with_one_error_has_a_traceback_and_notes_of_its_own_and_the_same_cause(cls):
+    cause = KeyError("why")
+    with pytest.raises(cls) as raised:
+        raise made(cls) from cause
+    error = raised.value
+    error.__notes__ = ["first"]
+    before = traceback.extract_tb(error.__traceback__)
+    for _ in range(3):
+        with pytest.raises(cls) as raised:
+            raise anew(error)
+        mine = raised.value
+        assert mine is not error and type(mine) is cls and str(mine) == str(error)
+        assert mine.__cause__ is cause and mine.__suppress_context__
+        assert len(traceback.extract_tb(mine.__traceback__)) == 1
+        mine.__notes__.append("mine")
+    assert error.__notes__ == ["first"]
+    assert traceback.extract_tb(error.__traceback__) == before
 
 
 def test_invalid_definition_is_a_type_error_and_a_value_error():

@@ -9,7 +9,7 @@ import pytest
 
 import gworker as gw
 from gworker.control.health import ERRORS_IN_A_ROW
-from gworker.control.pool import DEMAND_EXPIRES_S, FORGET_POOL_S, UNREADY_COUNTS_S, Pool, Start, Stop
+from gworker.control.pool import FORGET_POOL_S, UNREADY_COUNTS_S, Pool, Start, Stop
 from gworker.control.supervisor import RETRY_FAILED_S
 from gworker.control.workers import Worker, WorkerState
 from gworker.errors import GWorkerError, StartupFailed, Unschedulable
@@ -218,28 +218,6 @@ def test_a_draining_worker_is_not_stopped_twice_and_counts_for_nothing() -> None
     keeper.demand(1)
     assert keeper.starts() == 1
     assert keeper.count(WorkerState.DRAINING) == 1
-
-
-# --- demand ------------------------------------------------------------------------------------------------------
-
-
-def test_the_demand_of_a_router_that_fell_silent_is_forgotten() -> None:
-    keeper = Keeper()
-    keeper.demand(5, 2, router="dead")
-    keeper.now += DEMAND_EXPIRES_S
-    assert keeper.pool.demand(keeper.now) == Demand(5, 2)
-    keeper.demand(1, 0, router="alive")
-    keeper.now += 0.01
-    assert keeper.pool.demand(keeper.now) == Demand(1, 0)
-
-
-def test_a_report_replaces_the_routers_last_one_and_an_empty_one_withdraws_it() -> None:
-    keeper = Keeper()
-    keeper.demand(5, 2)
-    keeper.demand(1, 1)
-    assert keeper.pool.demand(keeper.now) == Demand(1, 1)
-    keeper.demand(0, 0)
-    assert keeper.pool.demand(keeper.now) == Demand(0, 0)
 
 
 def test_the_times_of_calls_that_routers_report_add_up_by_method() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gworker.control.pool import DEMAND_EXPIRES_S
+from gworker.control.demands import DEMAND_EXPIRES_S
 from gworker.control.rollout import SWAP_AFTER_S, Phase, Rollout, Update
 from gworker.control.workers import WorkerState
 from tests.unit.test_pool import Keeper

@@ -1060,6 +1060,28 @@ async def test_when_the_pool_has_failed_those_that_wait_are_told_and_those_that_
     assert bench.router.unfinished == 0
 
 
+@pytest.mark.parametrize("closed", [False, True])
+async def test_each_call_that_the_same_error_ends_raises_one_of_its_own(bench: Bench, closed: bool) -> None:
+    waiting = await bench.calls(3)
+    ready = [bench.router.when_ready() for _ in range(3)]
+    reason, cause = StartupFailed("Embedder: ValueError: no model"), ValueError("no model")
+    reason.__cause__ = cause
+    if closed:
+        bench.router.close(reason)
+        await bench.timeline.settle()
+    else:
+        await bench.show(failure=reason)
+    told_to = [error_of(call) for call in waiting] + [future.exception() for future in ready]
+    for _ in range(3 if closed else 0):
+        with pytest.raises(StartupFailed) as refused:
+            bench.router.submit(bench.new())
+        told_to.append(refused.value)
+    assert len({id(error) for error in [*told_to, reason]}) == len(told_to) + 1
+    for error in told_to:
+        assert (type(error), str(error), error.__cause__) == (StartupFailed, str(reason), cause)
+    assert reason.__traceback__ is None
+
+
 async def test_a_call_that_a_failed_pool_turns_away_is_demand(bench: Bench) -> None:
     await bench.show(failure=StartupFailed("no"))
     assert bench.pool.reports == []
@@ -1241,11 +1263,11 @@ async def test_closing_ends_every_call_there_is_and_every_later_one(bench: Bench
     await bench.show("a")
     running, waiting = await bench.calls(2)
     backing_off = await bench.call(retries=1)
-    reason = PoolUnavailable("the app 'x' was stopped")
-    bench.router.close(reason)
+    bench.router.close(PoolUnavailable("the app 'x' was stopped"))
     await bench.timeline.settle()
     for call in (running, waiting, backing_off):
-        assert error_of(call) is reason
+        assert isinstance(error_of(call), PoolUnavailable)
+        assert str(error_of(call)) == "the app 'x' was stopped"
     assert Cancel(running.number) in bench.lane().sent
     assert bench.lane().closed
     with pytest.raises(PoolUnavailable):
