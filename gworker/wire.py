@@ -433,7 +433,8 @@ B = TypeVar("B", Up, Down)
 # As plain tuples, each message with the number of its class before it, pickling takes a tenth of the time.
 _CLASSES: tuple[Any, ...] = (Submit, Cancel, Credit, Started, Busy, Returned, Raised, Item, Ended)
 _NUMBERS = {each: number for number, each in enumerate(_CLASSES)}
-_MAKERS = tuple(each._make for each in _CLASSES)
+_LENGTHS = tuple(len(each._fields) for each in _CLASSES)
+_new = tuple.__new__
 
 
 def to_plain(bundle: Up | Down) -> tuple[Any, ...]:
@@ -446,26 +447,28 @@ def from_plain(kind: type[B], plain: Any) -> B:
     *head, messages = plain
     if len(head) != len(kind._fields) - 1:
         raise ValueError(f"{len(head)} fields are no {kind.__name__}")
-    return kind._make([*head, [_MAKERS[number](fields) for number, fields in messages]])
+    made = []
+    for number, fields in messages:
+        if len(fields) != _LENGTHS[number]:
+            raise ValueError(f"{len(fields)} fields are no {_CLASSES[number].__name__}")
+        made.append(_new(_CLASSES[number], fields))  # as _make does it, without a call of Python's for each
+    return kind._make([*head, made])
 
 
 # Which field of a message is its payload, if it has a large one.
 _PAYLOAD_OF = {Submit: 3, Returned: 1, Item: 1}
 
 
-def payload_bytes(message: Any) -> int:
-    """About how many bytes a message has to carry."""
-    field = _PAYLOAD_OF.get(type(message))
-    return 0 if field is None else packed_bytes(message[field])
-
-
 def count_within(messages: Iterable[Any], most: int, most_bytes: int) -> int:
     """How many of these messages make one bundle: `most`, or as many as have `most_bytes`, but one at least."""
     count = total = 0
     for message in itertools.islice(messages, most):
-        total += payload_bytes(message)
-        if total > most_bytes and count:
-            break
+        field = _PAYLOAD_OF.get(type(message))
+        if field is not None:
+            packed = message[field]
+            total += _PLAIN_BYTES if type(packed) is tuple else packed_bytes(packed)
+            if total > most_bytes and count:
+                break
         count += 1
     return count
 

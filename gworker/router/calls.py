@@ -208,9 +208,10 @@ class RoutedCall:
     def message(self) -> Submit:
         """The call as it is sent now."""
         plan = self.plan
+        number = self.number
         return Submit(
-            self.number,
-            self.id,
+            number,
+            f"{_process}-{number}",
             plan.method,
             self.arguments,
             plan.parameters,

@@ -25,8 +25,9 @@ class CallQueue:
         self._max_pending = max_pending
         self._max_pending_bytes = max_pending_mb * 1024 * 1024
         self._lock = threading.Lock()
-        self._count = 0
-        self._bytes = 0
+        # Those that were counted, and those that count no more: the latter grow on the loop alone, and need no lock.
+        self._counted = self._counted_bytes = 0
+        self._left = self._left_bytes = 0
         self._space: list[concurrent.futures.Future[None]] = []
         self._closed: GWorkerError | None = None
         self._line: deque[RoutedCall] = deque()
@@ -38,14 +39,16 @@ class CallQueue:
         with self._lock:
             if self._closed is not None:
                 raise anew(self._closed)
-            if self._count >= self._max_pending:
+            count = self._counted - self._left
+            if count >= self._max_pending:
                 raise QueueFull(
-                    f"{self._label}: {self._count} calls already wait in this process "
+                    f"{self._label}: {count} calls already wait in this process "
                     f"(max_pending={self._max_pending}). Slow down, use .map (it waits for room), or raise max_pending."
                 )
-            if self._count and self._bytes + call.nbytes > self._max_pending_bytes:
+            waiting_bytes = self._counted_bytes - self._left_bytes
+            if count and waiting_bytes + call.nbytes > self._max_pending_bytes:
                 raise QueueFull(
-                    f"{self._label}: calls of {self._bytes / 2**20:.0f} MiB already wait in this process "
+                    f"{self._label}: calls of {waiting_bytes / 2**20:.0f} MiB already wait in this process "
                     f"(max_pending_mb={self._max_pending_bytes / 2**20:g}). Slow down, use .map, or raise the limit."
                 )
             self._count_in(call)
@@ -54,10 +57,11 @@ class CallQueue:
         """Ends when a call has left the queue; for those that would rather wait than meet QueueFull."""
         space = promise()
         with self._lock:
-            if self._count == 0 or self._closed is not None:
+            self._space.append(space)
+            # Whichever of the two comes later sees the other: the last call that leaves, or this.
+            if self._counted == self._left or self._closed is not None:
+                self._space.remove(space)
                 space.set_result(None)
-            else:
-                self._space.append(space)
         return space
 
     def close(self, reason: GWorkerError) -> None:
@@ -70,7 +74,7 @@ class CallQueue:
     @property
     def waiting(self) -> int:
         """How many calls stand in line and have not ended."""
-        return min(len(self._line), self._count)
+        return min(len(self._line), self._counted - self._left)
 
     def calls(self) -> list[RoutedCall]:
         """The calls that stand in line and have not ended."""
@@ -107,16 +111,17 @@ class CallQueue:
 
     def leave(self, call: RoutedCall) -> None:
         """A call waits no more. Tells those that wait for space."""
-        with self._lock:
-            if not call.queued:
-                return
-            call.queued = False
-            self._count -= 1
-            self._bytes -= call.nbytes
-            space, self._space = self._space, []
-        for each in space:
-            each.set_result(None)
-        if len(self._line) > 2 * self._count + _SWEEP:
+        if not call.queued:
+            return
+        call.queued = False
+        self._left += 1
+        self._left_bytes += call.nbytes
+        if self._space:
+            with self._lock:
+                space, self._space = self._space, []
+            for each in space:
+                each.set_result(None)
+        if len(self._line) > 2 * (self._counted - self._left) + _SWEEP:
             self._line = deque(self.calls())
 
     def clear(self) -> None:
@@ -125,8 +130,8 @@ class CallQueue:
 
     def _count_in(self, call: RoutedCall) -> None:
         call.queued = True
-        self._count += 1
-        self._bytes += call.nbytes
+        self._counted += 1
+        self._counted_bytes += call.nbytes
 
 
 def promise() -> concurrent.futures.Future[None]:

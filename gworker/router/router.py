@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import itertools
 import logging
 import os
@@ -80,6 +81,7 @@ class Link:
         self.broken = False
         self.calls: dict[int, RoutedCall] = {}
         self._router = router
+        self.on_message = functools.partial(router.on_message, self)  # see LaneListener; a call less than a method
         self.lane = router.source.make_lane(worker, router.new_session(), self)
 
     @property
@@ -90,10 +92,6 @@ class Link:
     def has_room(self) -> bool:
         """Whether the worker would take a call of ours now, as far as is known."""
         return self.lane.available() > 0
-
-    def on_message(self, message: Any) -> None:
-        """See LaneListener."""
-        self._router.on_message(self, message)
 
     def on_progress(self) -> None:
         """See LaneListener."""
