@@ -17,15 +17,10 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from gworker import clock
-
-try:
-    import fcntl
-except ImportError:  # another system, which has no memfd either
-    fcntl = None  # type: ignore[assignment]
 
 # Buffers that come to less travel in the frame.
 LEAST_BYTES = 128 * 1024
@@ -37,6 +32,8 @@ IDLE_S = 10.0
 _TIDY_S = 1.0
 # Buffers begin at multiples of this, as CPUs and torch like them.
 _ALIGNMENT = 64
+# From twice this on two threads copy, each a half: one alone does not use up what the memory can do.
+_HALF_BYTES = 16 * 2**20
 TOKEN_BYTES = 16
 _MADV_DONTFORK = 10
 
@@ -136,7 +133,7 @@ class Pool:
             return self._memory
 
     def copy(self, views: Sequence[memoryview]) -> list[memoryview] | None:
-        """Copies of these buffers in one block, read-only; None where there is none to be had."""
+        """Copies of these buffers in one block, for nobody to write to; None where there is none to be had."""
         starts: list[int] = []
         end = 0
         for view in views:
@@ -235,8 +232,10 @@ def memory_at(address: int, nbytes: int) -> Any:
 
 def new_file(name: str, size: int) -> int:
     """A memfd of this size, which nobody can make smaller. Raises OSError."""
-    if fcntl is None or not hasattr(os, "memfd_create"):
+    if sys.platform != "linux":
         raise OSError("this system has no memfd")
+    import fcntl
+
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, size)
@@ -271,6 +270,8 @@ def libc() -> Any:
 @functools.cache
 def most_out() -> int:
     """How many blocks may be leased at a time: a small part of the file descriptors that a process may have."""
+    if sys.platform == "win32":
+        return 0
     import resource
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -290,9 +291,24 @@ def _copied(view: memoryview, lease: Lease, address: int, start: int) -> memoryv
     numpy = sys.modules.get("numpy")
     if numpy is None:
         copy[:] = view
-    else:  # without the GIL
-        numpy.copyto(numpy.frombuffer(copy, "u1"), numpy.frombuffer(view, "u1"))
-    return copy.toreadonly()
+    else:
+        _copy_without_gil(numpy.copyto, numpy.frombuffer(copy, "u1"), numpy.frombuffer(view, "u1"))
+    return copy
+
+
+def _copy_without_gil(copyto: Callable[[Any, Any], None], target: Any, source: Any) -> None:
+    half = len(source) // 2
+    if half < _HALF_BYTES:
+        copyto(target, source)
+        return
+    helper = threading.Thread(target=copyto, args=(target[half:], source[half:]), name="gworker-copy", daemon=True)
+    try:
+        helper.start()
+    except RuntimeError:  # as many threads as there may be, or the interpreter is ending
+        copyto(target, source)
+        return
+    copyto(target[:half], source[:half])
+    helper.join()
 
 
 def _close(blocks: Sequence[Block]) -> None:

@@ -40,11 +40,12 @@ SECRET_BYTES = 32
 _DIGEST_BYTES = 32
 MAX_SESSION_BYTES = 128
 
-# A frame says how long its pickle is, how many buffers it has and blocks it gives back; then it describes and lists them.
+# A frame says how long its pickle is, how many buffers it has and how many blocks it gives back, then which.
 _HEAD = struct.Struct("!QHH")
 _PART = struct.Struct("!QQi")
 _NUMBER = struct.Struct("!i")
 _MAX_COUNT = 2**16 - 1
+_NONE: list[memoryview] = []
 # What is read at a time where no buffer of its own waits to be filled.
 _CHUNK_BYTES = 256 * 1024
 # From this size on a write, or a read, of its own is cheaper than a copy.
@@ -71,7 +72,7 @@ def encode_frame(bundle: Any, loans: Loans | None = None) -> list[Any]:
     buffers: list[pickle.PickleBuffer] = []
     data = pickle.dumps(bundle, protocol=5, buffer_callback=buffers.append)
     if not buffers and (loans is None or not loans.owed):  # the usual case
-        head, views = _HEAD.pack(len(data), 0, 0), []
+        head, views = _HEAD.pack(len(data), 0, 0), _NONE
     else:
         if len(buffers) > _MAX_COUNT:  # they travel inside the pickle instead
             data, buffers = pickle.dumps(bundle, protocol=5), []

@@ -94,7 +94,10 @@ class Loans:
         return parts
 
     def take_back(self, number: int) -> None:
-        """The peer has given a block back: to be used again, or, where the number is negative, not. Raises ProtocolError."""
+        """The peer has given a block back, never to be written again where the number is negative (`~fd`).
+
+        Raises ProtocolError where it does not have it.
+        """
         fd = number if number >= 0 else ~number
         leases = self._lent.get(fd)
         if not leases:
@@ -199,10 +202,12 @@ def _goes_on(last: Part, part: Part) -> bool:
 
 def _open(pid: int, fd: int, nbytes: int) -> int:
     """Open a file of another process. Raises OSError where it is no memfd, or not for ever of at least this size."""
+    import fcntl
+
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     opened = os.open(f"/proc/{pid}/fd/{fd}", flags)
     try:
-        if not blocks.fcntl.fcntl(opened, blocks.fcntl.F_GET_SEALS) & blocks.fcntl.F_SEAL_SHRINK:
+        if not fcntl.fcntl(opened, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
             raise OSError("it might shrink")
         if not 0 < nbytes <= (size := os.fstat(opened).st_size):
             raise OSError(f"it has {size} bytes")

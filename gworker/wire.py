@@ -224,7 +224,9 @@ def unpack(packed: Packed) -> Any:
 def _own(buffer: Any) -> Any:
     # A copy, unless the direct lane has read the buffer into memory of its own, or mapped it privately: within one
     # process the sender may still hold it or lend it again, and Ray's object store is read-only.
-    return buffer if isinstance(buffer, memoryview) and not buffer.readonly else bytearray(buffer)
+    if not isinstance(buffer, memoryview) or buffer.readonly or blocks.origin(buffer) is not None:
+        return bytearray(buffer)
+    return buffer
 
 
 def encode(bundle: Up | Down | None) -> bytes | tuple[bytes, list[pickle.PickleBuffer]]:
