@@ -210,10 +210,11 @@ class Pool:
 
     def leave_to_parent(self) -> None:
         """In a forked child: nothing of this is ours."""
-        for block in self._blocks:
-            os.close(block.fd)
+        while self._blocks:
+            os.close(self._blocks.pop().fd)
         if self._memory is not None:
             os.close(self._memory.fd)
+            self._memory = None
 
 
 def origin(view: memoryview) -> tuple[Lease, int] | None:

@@ -209,7 +209,8 @@ def _open(pid: int, fd: int, nbytes: int) -> int:
     try:
         if not fcntl.fcntl(opened, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
             raise OSError("it might shrink")
-        if not 0 < nbytes <= (size := os.fstat(opened).st_size):
+        size = os.fstat(opened).st_size
+        if not 0 < nbytes <= size:
             raise OSError(f"it has {size} bytes")
     except OSError:
         os.close(opened)
