@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from gworker import clock
 
 # Buffers that come to less travel in the frame.
-LEAST_BYTES = 128 * 1024
+LEAST_BYTES = 512 * 1024
 # The most blocks that hold a value at a time, or are mapped by somebody. Each costs a file descriptor.
 MOST_OUT = 256
 # So much memory may wait for the next value, and for so long.
@@ -33,7 +33,7 @@ _TIDY_S = 1.0
 # Buffers begin at multiples of this, as CPUs and torch like them.
 _ALIGNMENT = 64
 # From twice this on two threads copy, each a half: one alone does not use up what the memory can do.
-_HALF_BYTES = 16 * 2**20
+_HALF_BYTES = 4 * 2**20
 TOKEN_BYTES = 16
 _MADV_DONTFORK = 10
 
@@ -257,6 +257,12 @@ def map_file(fd: int, nbytes: int, flags: int) -> int:
     return address
 
 
+def numpy_if_imported() -> Any:
+    """The module numpy; None where nobody has imported it, or another thread is about to."""
+    numpy = sys.modules.get("numpy")
+    return numpy if hasattr(numpy, "frombuffer") and hasattr(numpy, "copyto") else None
+
+
 @functools.cache
 def libc() -> Any:
     """The C library, with what is used of it here."""
@@ -289,7 +295,7 @@ def _copied(view: memoryview, lease: Lease, address: int, start: int) -> memoryv
     piece = memory_at(address + start, view.nbytes)
     piece.lease, piece.start = lease, start
     copy = memoryview(piece).cast("B")[: view.nbytes]
-    numpy = sys.modules.get("numpy")
+    numpy = numpy_if_imported()
     if numpy is None:
         copy[:] = view
     else:

@@ -8,6 +8,7 @@ does, for whoever was at the other end may have it mapped for ever.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import mmap
 import os
 import sys
@@ -165,7 +166,7 @@ class Loans:
         array = blocks.memory_at(address, nbytes)
         weakref.finalize(array, _unmap, address, nbytes, self, fd, _forks).atexit = False  # a thread may still read
         view = memoryview(array).cast("B")[:nbytes]
-        numpy = sys.modules.get("numpy")
+        numpy = blocks.numpy_if_imported()
         # The garbage collector does not look into arrays of numpy. If it saw the mapping in a cycle, it would end it
         # before it calls the `__del__` of what else is in that cycle, and may read it.
         return view if numpy is None else memoryview(numpy.frombuffer(view, "u1"))
@@ -176,10 +177,8 @@ class Loans:
         self.owed.append(number)
         if not self._waking:
             self._waking = True
-            try:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._wait)
-            except RuntimeError:  # the loop is closed
-                self._over = True
 
     def _wait(self) -> None:
         if not self._over:

@@ -168,6 +168,11 @@ def test_very_large_buffers_are_copied_whole(pool: Pool, size: int) -> None:
     assert np.array_equal(np.frombuffer(copy, "u1"), sent)
 
 
+def test_without_numpy_it_is_the_same(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "numpy_if_imported", lambda: None)
+    assert [bytes(c) for c in copied(pool, 100, 5000)] == [bytes(v) for v in views(100, 5000)]
+
+
 def test_threads_do_not_get_the_same_block(pool: Pool, switching: None) -> None:
     wrong: list[str] = []
 

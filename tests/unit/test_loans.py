@@ -28,7 +28,7 @@ from gworker.wire import Payload, pack, unpack
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memfd is Linux's")
 
 WHAT_GARBAGE_RAISES = (ValueError, EOFError, TypeError, KeyError, IndexError, AttributeError, ImportError)
-LARGE = 50_000  # of eight bytes each: more than the least that is lent
+LARGE = 70_000  # of eight bytes each: more than the least that is lent
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +177,7 @@ async def test_what_reads_an_array_of_its_own_garbage_can(ends: Ends) -> None:
         def __del__(self) -> None:
             seen.append(self.buffer[1000])
 
-    ends.carried(pack(np.full(300_000, 9, np.uint8), once=True))
+    ends.carried(pack(np.full(600_000, 9, np.uint8), once=True))
     last = Last(ends.found.pop().buffers[0])
     del last
     gc.collect()
