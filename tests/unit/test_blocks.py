@@ -265,9 +265,9 @@ def test_what_was_packed_is_as_it_was_then_and_unpacks_to_copies(pool: Pool) -> 
     "make",
     [
         lambda: np.asfortranarray(np.arange(90_000.0).reshape(300, 300)),
-        lambda: np.frombuffer(bytes(range(256)) * 1000, np.uint8),
+        lambda: np.frombuffer(bytes(range(256)) * 3000, np.uint8),
         lambda: [np.arange(50_000), np.zeros(0), np.arange(3), np.full((200, 200), 2.5)],
-        lambda: np.arange(200_000)[::2],
+        lambda: np.arange(400_000)[::2],
     ],
 )
 def test_arrays_of_every_kind_unpack_equal_and_writable(pool: Pool, make: Callable[[], Any]) -> None:
@@ -281,7 +281,7 @@ def test_arrays_of_every_kind_unpack_equal_and_writable(pool: Pool, make: Callab
 
 def test_tensors_are_lent_too(pool: Pool) -> None:
     torch = pytest.importorskip("torch")
-    sent = torch.arange(100_000, dtype=torch.float32).to(torch.bfloat16)
+    sent = torch.arange(400_000, dtype=torch.float32).to(torch.bfloat16)
     packed = pack({"x": sent, "y": torch.zeros(0)}, once=True)
     assert lends(packed)
     again = unpack(packed)
