@@ -45,7 +45,6 @@ _HEAD = struct.Struct("!QHH")
 _PART = struct.Struct("!QQi")
 _NUMBER = struct.Struct("!i")
 _MAX_COUNT = 2**16 - 1
-_NONE: list[memoryview] = []
 # What is read at a time where no buffer of its own waits to be filled.
 _CHUNK_BYTES = 256 * 1024
 # From this size on a write, or a read, of its own is cheaper than a copy.
@@ -72,13 +71,12 @@ def encode_frame(bundle: Any, loans: Loans | None = None) -> list[Any]:
     buffers: list[pickle.PickleBuffer] = []
     data = pickle.dumps(bundle, protocol=5, buffer_callback=buffers.append)
     if not buffers and (loans is None or not loans.owed):  # the usual case
-        head, views = _HEAD.pack(len(data), 0, 0), _NONE
-    else:
-        if len(buffers) > _MAX_COUNT:  # they travel inside the pickle instead
-            data, buffers = pickle.dumps(bundle, protocol=5), []
-        head, views = _encode_parts(len(data), [buffer.raw() for buffer in buffers], loans)
-    first = [head + data] if len(data) < _LARGE_BYTES else [head, data]
-    return [*first, *views] if views else first
+        head = _HEAD.pack(len(data), 0, 0)
+        return [head + data] if len(data) < _LARGE_BYTES else [head, data]
+    if len(buffers) > _MAX_COUNT:  # they travel inside the pickle instead
+        data, buffers = pickle.dumps(bundle, protocol=5), []
+    head, views = _encode_parts(len(data), [buffer.raw() for buffer in buffers], loans)
+    return [head + data, *views] if len(data) < _LARGE_BYTES else [head, data, *views]
 
 
 def encode_return(loans: Loans) -> bytes:
