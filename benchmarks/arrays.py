@@ -1,8 +1,9 @@
 """Large arrays: from 10 kB to 100 MB there and back, and one way each, with gworker and a bare Ray actor.
 
 The median time of one blocking call after another. gworker is measured by its direct lane, and by actor calls
-(`GWORKER_LANE=ray`). What arrives by gworker is a copy of the receiver's own and writable; what a Ray actor is given,
-and what its caller gets, is read-only and in shared memory.
+(`GWORKER_LANE=ray`). What arrives by gworker is the receiver's own and writable (from 512 kB on a private mapping of
+shared memory, by the direct lane); what a Ray actor is given, and what its caller gets, is read-only and in shared
+memory.
 """
 
 from __future__ import annotations

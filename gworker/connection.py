@@ -7,7 +7,9 @@ import os
 import socket
 from typing import Any, cast
 
-from gworker.frames import FrameReader, encode_frame
+from gworker.blocks import NO_MEMORY, Memory
+from gworker.frames import FrameReader, encode_frame, encode_return
+from gworker.loans import Loans, PeerGoneError, can_read, own_memory
 from gworker.mailbox import Turn, turn_of
 from gworker.wire import Down, Up, to_plain
 
@@ -29,6 +31,8 @@ class Connection(asyncio.BufferedProtocol):
         self._handshake = bytearray(_HANDSHAKE_BYTES)
         self._descriptor = -1
         self._turn: Turn | None = None
+        self._memory = NO_MEMORY
+        self._loans: Loans | None = None
 
     # --- for subclasses -------------------------------------------------------------------------------------------
 
@@ -50,11 +54,39 @@ class Connection(asyncio.BufferedProtocol):
     def on_lost(self, error: BaseException | None) -> None:
         """The connection has ended."""
 
+    # --- memory that both can read ----------------------------------------------------------------------------------
+
+    @property
+    def memory(self) -> Memory:
+        """The memory of this process, to tell the peer; NO_MEMORY where the peer may be on another node."""
+        return self._memory
+
+    def try_to_read(self, peer: Memory) -> bool:
+        """Whether this process can read the peer's memory. To be asked once, when the peer has proved itself."""
+        if self._memory == NO_MEMORY:
+            return False
+        reads = can_read(peer)
+        self._loans = Loans(peer if reads else None, self._give_back)
+        return reads
+
+    def begin_to_lend(self) -> None:
+        """The peer can read the memory of this process."""
+        if self._loans is not None:
+            self._loans.begin_to_lend()
+
+    def say_it_reads(self) -> None:
+        """Tell the peer that this process can read its memory."""
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._loans is not None:
+            self.write_raw(encode_return(self._loans))
+
     # --- frames ---------------------------------------------------------------------------------------------------
 
     def open_frames(self, rest: bytes = b"") -> None:
         """The handshake is over; `rest` came behind it."""
-        self._reader = FrameReader(self._on_frame)
+        self._reader = FrameReader(self._on_frame, self._loans)
         while rest:
             room = self._reader.get_buffer()
             count = min(room.nbytes, len(rest))
@@ -71,7 +103,7 @@ class Connection(asyncio.BufferedProtocol):
         """Send a bundle as one frame."""
         if self.transport is None or self.transport.is_closing():
             return
-        parts = encode_frame(to_plain(bundle))
+        parts = encode_frame(to_plain(bundle), self._loans)
         if len(parts) == 1:
             self.transport.write(parts[0])
         else:
@@ -95,12 +127,16 @@ class Connection(asyncio.BufferedProtocol):
         self._turn = turn_of(asyncio.get_running_loop())
         connected = transport.get_extra_info("socket")
         _tune(connected)
+        if connected is not None and connected.family == socket.AF_UNIX:
+            self._memory = own_memory()
         self._descriptor = keep_from_children(connected)
         self.on_connected()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
         _kept.discard(self._descriptor)
+        if self._loans is not None:
+            self._loans.end()
         self.on_lost(exc)
 
     def get_buffer(self, sizehint: int) -> bytearray | memoryview:
@@ -112,6 +148,8 @@ class Connection(asyncio.BufferedProtocol):
                 self.on_handshake(bytes(self._handshake[:nbytes]))
             else:
                 self._reader.filled(nbytes)
+        except PeerGoneError:  # it ends as if the socket had said so first
+            self.abort()
         except Exception as error:  # garbage, or a fault of ours: this connection ends, no other
             self.on_failed(error)
             self.abort()

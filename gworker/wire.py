@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import cloudpickle
 
+from gworker import blocks
 from gworker.errors import DeadlineExceeded, RemoteError, RemoteTraceback
 
 if TYPE_CHECKING:
@@ -84,33 +85,34 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships 
         return super().reducer_override(obj)
 
 
-def pack(value: Any) -> Packed:
+def pack(value: Any, *, once: bool = False) -> Packed:
     """Make `value` ready to travel, as it is now: the owner may change it, or write to its buffers, again at once.
 
+    `once` is for what is sent and dropped, results for one: its buffers may be lent, which keeps a block from others.
     Classes and functions of importable modules travel by reference, those of `__main__` and of notebooks by value.
     Raises whatever pickling raises.
     """
     packed = (value,)
-    return packed if _are_atoms(packed) else _pickled(value)
+    return packed if _are_atoms(packed) else _pickled(value, once)
 
 
 def pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Packed:
     """The same for the arguments of a call, `(args, kwargs)`; the dict is kept."""
     if len(args) + len(kwargs) > _PLAIN_ITEMS or not _are_atoms(args):
-        return _pickled((args, kwargs))
+        return _pickled((args, kwargs), True)
     if kwargs:
         for name in kwargs:
             if type(name) is not str:  # but of a class of somebody's
-                return _pickled((args, kwargs))
+                return _pickled((args, kwargs), True)
         if not _are_atoms(kwargs.values()):
-            return _pickled((args, kwargs))
+            return _pickled((args, kwargs), True)
     return ((args, kwargs),)
 
 
-def _pickled(value: Any) -> Packed:
+def _pickled(value: Any, once: bool) -> Packed:
     if _is_plain(value, _PLAIN_DEPTH):
         return pickle.dumps(value, protocol=5)
-    buffers: list[bytearray] = []
+    views: list[memoryview] = []
 
     def keep_out(buffer: pickle.PickleBuffer) -> bool:
         try:
@@ -119,15 +121,23 @@ def _pickled(value: Any) -> Packed:
             return True
         if view.nbytes < INLINE_BUFFER_BYTES:
             return True
-        # A copy: a method may return the same preallocated array each time, and an iterator fill one array for .map.
-        # Not as `bytes`, which pickle would have arrive read-only, so that the receiver had to copy it once more.
-        buffers.append(bytearray(view))
+        views.append(view)
         return False
 
     file = io.BytesIO()
     _Pickler(file, protocol=5, buffer_callback=keep_out).dump(value)
     data = file.getvalue()
-    return Payload(data, buffers) if buffers else data
+    return Payload(data, _copies(views, once)) if views else data
+
+
+def _copies(views: list[memoryview], once: bool) -> Sequence[Any]:
+    # Copies: a method may return the same preallocated array each time, and an iterator fill one array for .map.
+    if once and blocks.pool.has_readers and sum(view.nbytes for view in views) >= blocks.LEAST_BYTES:
+        lent = blocks.pool.copy(views)
+        if lent is not None:
+            return lent
+    # Not as `bytes`, which pickle would have arrive read-only, so that the receiver had to copy it once more.
+    return [bytearray(view) for view in views]
 
 
 def pack_by_value(value: Any, modules: Iterable[ModuleType]) -> Packed:
@@ -212,9 +222,11 @@ def unpack(packed: Packed) -> Any:
 
 
 def _own(buffer: Any) -> Any:
-    # A copy, unless the direct lane has read the buffer into memory of its own: within one process the sender may still
-    # hold it, and Ray's object store is read-only.
-    return buffer if isinstance(buffer, memoryview) and not buffer.readonly else bytearray(buffer)
+    # A copy, unless the direct lane has read the buffer into memory of its own, or mapped it privately: within one
+    # process the sender may still hold it or lend it again, and Ray's object store is read-only.
+    if not isinstance(buffer, memoryview) or buffer.readonly or blocks.origin(buffer) is not None:
+        return bytearray(buffer)
+    return buffer
 
 
 def encode(bundle: Up | Down | None) -> bytes | tuple[bytes, list[pickle.PickleBuffer]]:
@@ -467,8 +479,8 @@ def count_within(messages: Iterable[Any], most: int, most_bytes: int) -> int:
         if field is not None:
             packed = message[field]
             total += _PLAIN_BYTES if type(packed) is tuple else packed_bytes(packed)
-            if total > most_bytes and count:
-                break
+        if total > most_bytes and count:
+            break
         count += 1
     return count
 

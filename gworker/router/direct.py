@@ -8,6 +8,7 @@ nobody listens there any more, the worker is dead.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import socket
 from collections import deque
@@ -71,7 +72,7 @@ class _Wire(Connection):
         self._received += data
         if not self._greeted and len(self._received) >= GREETING_BYTES:
             greeting, self._received = self._received[:GREETING_BYTES], self._received[GREETING_BYTES:]
-            self.write_raw(self._handshaking.hello(greeting, self._mine))
+            self.write_raw(self._handshaking.hello(greeting, dataclasses.replace(self._mine, memory=self.memory)))
             self._greeted = True
         if self._greeted and len(self._received) >= WELCOME_BYTES:
             welcome = self._handshaking.welcomed(self._received[:WELCOME_BYTES])
@@ -81,6 +82,10 @@ class _Wire(Connection):
             if not welcome.known:
                 raise GivenUpError("the worker had not heard of this process for too long, and has given its calls up")
             self.welcome.set_result(welcome)
+            if self.try_to_read(welcome.memory):
+                self.say_it_reads()
+            if welcome.reads:
+                self.begin_to_lend()
             self._lane.on_open(self, welcome.last)
             self.open_frames(self._received[WELCOME_BYTES:])
 

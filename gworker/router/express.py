@@ -121,7 +121,7 @@ class Express:
         """Write a bundle, the lock held. False where the connection has ended: of a part of a frame nothing is done."""
         bundle = Up(self.session, self._sequence, self._received, 0, False, messages)
         try:
-            self._socket.sendall(encode_frame(to_plain(bundle))[0], flags)
+            self._socket.sendall(b"".join(encode_frame(to_plain(bundle))), flags)
         except OSError:
             return False
         self._sequence += 1
@@ -206,6 +206,7 @@ class ExpressWays:
         if (
             not self.router.is_quiet
             or type(call.arguments) is Payload
+            or type(call.plan.parameters) is Payload
             or call.nbytes > LARGEST_BYTES
             or call.plan.method in self.large
         ):

@@ -157,7 +157,7 @@ def why_fatal(error: BaseException) -> str | None:
 
 def _pack_result(work: Work, value: Any) -> Packed | Failed:
     try:
-        return pack(value)
+        return pack(value, once=True)
     except BaseException as error:
         explained = TypeError(
             f"{work.label}() returned a value of type {type(value).__qualname__} that cannot be pickled: "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import shutil
@@ -161,6 +162,7 @@ class _Peer(Connection):
         hello, rest = found
         self._end_of_patience()
         self._line, answer = self._listener.line_of(hello)
+        answer = dataclasses.replace(answer, memory=self.memory, reads=self.try_to_read(hello.memory))
         self.write_raw(self._handshaking.welcome(answer))
         if self._line is None:
             if self.transport is not None:

@@ -105,7 +105,7 @@ class Attacker:
         elif kind == 1:
             data = whole[: self.chance.randrange(len(whole))]
         elif kind == 2:  # announces more than there is memory
-            data = struct.pack("!QH", self.chance.choice([2**63, 2**50, 2**45]), 0)
+            data = struct.pack("!QHH", self.chance.choice([2**63, 2**50, 2**45]), 0, 0)
         elif kind == 3:
             damaged = bytearray(whole)
             for _ in range(5):

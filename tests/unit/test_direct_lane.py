@@ -9,6 +9,7 @@ import os
 import random
 import select
 import socket
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from gworker import connection
+from gworker import blocks, connection
 from gworker.frames import GREETING_BYTES, Hello, RouterHandshake, WorkerHandshake, encode_frame
 from gworker.router import direct
 from gworker.router.direct import DirectLane
@@ -1072,3 +1073,67 @@ async def test_a_forked_child_does_not_hold_the_connection(pair: Pair, caller: C
     await asyncio.to_thread(os.waitpid, child, 0)
     for descriptor in (*ready, *go):
         os.close(descriptor)
+
+
+# --- memory that is lent -----------------------------------------------------------------------------------------
+
+
+def lent(pair: Pair, lane: DirectLane) -> tuple[bool, bool]:
+    """Whether the router lends to the worker, and the worker to the router."""
+    there = lane._wire._loans if lane._wire is not None else None
+    back = pair.line()._connection._loans
+    return bool(there and there._lends), bool(back and back._lends)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memfd is Linux's")
+async def test_both_ends_of_a_unix_socket_lend_to_each_other_once_both_have_tried(pair: Pair, caller: Caller) -> None:
+    lane = await pair.connected(caller)
+    await until(lambda: lent(pair, lane) == (True, True))
+    assert blocks.pool.has_readers
+    first = lane._wire
+    break_at(pair, lane, "worker")
+    await until(lambda: lane._wire not in (None, first) and lent(pair, lane) == (True, True))
+    lane.close()
+    await until(lambda: not blocks.pool.has_readers)
+
+
+async def test_nothing_is_lent_to_another_node(pair: Pair, caller: Caller) -> None:
+    lane = await pair.connected(caller, same_node=False, tcp=pair.listener.open_tcp)
+    lane.send(submit(1))
+    await until(lambda: pair.engine.submitted == [1])
+    assert lent(pair, lane) == (False, False)
+
+
+async def test_nothing_is_lent_where_one_side_cannot_read_the_other(
+    pair: Pair, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([True, False])
+    monkeypatch.setattr(connection, "can_read", lambda _: next(answers))  # the worker is asked first
+    lane = await pair.connected(caller)
+    lane.send(submit(1))
+    await until(lambda: pair.engine.submitted == [1])
+    assert lent(pair, lane) == (sys.platform == "linux", False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memfd is Linux's")
+async def test_arguments_in_lent_memory_reach_a_worker_over_a_connection_that_breaks_once_each(
+    pair: Pair, caller: Caller
+) -> None:
+    lane = await pair.connected(caller)
+    await until(lambda: lent(pair, lane) == (True, True))
+    for number in range(20):
+        view = blocks.pool.copy([memoryview(bytes([number]) * 20_000)])
+        assert view is not None
+        lane.send(submit(number)._replace(arguments=Payload(b"", view)))
+        del view
+        if number % 4 == 0:
+            await turns(number)
+            break_at(pair, lane, "router" if number % 8 else "worker")
+    await until(lambda: len(pair.engine.submitted) == 20)
+    arguments = [call.arguments for call in pair.engine.asked]
+    assert [bytes(each.buffers[0]) for each in arguments] == [bytes([number]) * 20_000 for number in range(20)]
+    arguments.clear()
+    pair.engine.asked.clear()
+    pair.session.inputs.clear()
+    await until(lambda: not lane._unacknowledged or not any(bundle.messages for bundle in lane._unacknowledged))
+    await until(lambda: blocks.pool.out == 0)

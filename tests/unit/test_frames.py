@@ -214,7 +214,7 @@ def test_a_frame_larger_than_the_memory_there_is_is_refused_before_any_is_taken(
     lengths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frames, "_spare_bytes", lambda: 2**33)
-    head = frames._HEAD.pack(10, len(lengths)) + b"".join(frames._LENGTH.pack(length) for length in lengths)
+    head = frames._HEAD.pack(10, len(lengths), 0) + b"".join(frames._PART.pack(length, 0, -1) for length in lengths)
     with pytest.raises(ProtocolError, match="more than this process has memory for"):
         read(head)
 
