@@ -14,7 +14,7 @@ from gworker.retries import Retries
 from gworker.wire import Failure, Packed, Raised, Submit, packed_bytes, unpack_exception
 
 if TYPE_CHECKING:
-    from gworker.router.router import Link
+    from gworker.router.links import Link
 
 # How long after its deadline the worker of a call may take to say where the time went. Its own timer passes then, too.
 VERDICT_S = 0.1

@@ -25,7 +25,8 @@ from gworker.router.direct import TakenUp
 from gworker.wire import Cancel, Down, Packed, Payload, Returned, Submit, Up, from_plain, to_plain
 
 if TYPE_CHECKING:
-    from gworker.router.router import Link, Router
+    from gworker.router.links import Link
+    from gworker.router.router import Router
 
 log = logging.getLogger("gworker.router")
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import functools
 import itertools
 import logging
 import os
 import random
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from gworker import clock, context
 from gworker.deaths import death_reason
@@ -27,13 +26,13 @@ from gworker.errors import (
     anew,
 )
 from gworker.mailbox import Mailbox, turn_of
-from gworker.observe.times import Tally, Times
+from gworker.observe.times import Tally
 from gworker.options import Options
 from gworker.router.calls import VERDICT_S, Problem, RoutedCall
 from gworker.router.choice import ASK_MORE_S, Choice
 from gworker.router.direct import TakenUp
 from gworker.router.express import ExpressWays
-from gworker.router.lanes import Lane, LaneListener
+from gworker.router.links import Inquiry, Link, PoolSource
 from gworker.router.membership import Demand, PoolKey, PoolView, WorkerView
 from gworker.router.queue import CallQueue, promise
 from gworker.router.roster import Differences, Roster
@@ -50,81 +49,6 @@ DEMAND_PERIOD_S = 0.25
 EXPLAIN_AFTER_S = 5.0
 # A worker whose lane broke is linked again only where a view still names it this long afterwards: it did not die.
 RELINK_AFTER_S = 3.0
-
-
-class PoolSource(Protocol):
-    """Where a router learns of its pool, and reports to: the controller, seen from here."""
-
-    async def watch(self, router: str, key: PoolKey, known: tuple[str, int] | None) -> PoolView:
-        """The pool's view once it is not the `known` one, (epoch, version), or a PoolChange since that one.
-
-        Asking says that the router acts on the known one already. Raises when the controller is gone.
-        """
-        ...
-
-    def report(self, router: str, key: PoolKey, demand: Demand, times: Mapping[str, Times]) -> None:
-        """Tell the controller what this router needs, and the times of calls since the last report; never blocks."""
-
-    def make_lane(
-        self, worker: WorkerView, session: str, listener: LaneListener, taken_up: TakenUp | None = None
-    ) -> Lane:
-        """A lane to a worker, which knows this end of it as `session`: a new one, or one that is taken up."""
-        ...
-
-
-class Link:
-    """A worker as this router uses it: the lane, and the calls that are there."""
-
-    def __init__(self, router: Router, worker: WorkerView) -> None:
-        self.worker = worker
-        self.ready = worker.ready
-        self.broken = False
-        self.calls: dict[int, RoutedCall] = {}
-        self._router = router
-        self.on_message = functools.partial(router.on_message, self)  # see LaneListener; a call less than a method
-        self.lane = router.source.make_lane(worker, router.new_session(), self)
-
-    @property
-    def load(self) -> float:
-        """How full this router has made the worker: 0.0 for idle."""
-        return len(self.calls) / self.worker.capacity
-
-    def has_room(self) -> bool:
-        """Whether the worker would take a call of ours now, as far as is known."""
-        return self.lane.available() > 0
-
-    def on_progress(self) -> None:
-        """See LaneListener."""
-        self._router.on_progress(self)
-
-    def on_broken(self, error: BaseException) -> None:
-        """See LaneListener."""
-        self._router.on_broken(self, error)
-
-
-class _Inquiry:
-    """A lane that takes up the session of an express way which broke, to find out what became of the call there."""
-
-    def __init__(self, router: Router, link: Link, call: RoutedCall, session: str, taken_up: TakenUp) -> None:
-        self._router = router
-        self._link = link
-        self._call = call
-        self._lane = router.source.make_lane(link.worker, session, self, taken_up)
-
-    def on_message(self, message: Any) -> None:
-        """See LaneListener."""
-        self._router.on_message(self._link, message)
-
-    def on_progress(self) -> None:
-        """See LaneListener."""
-        if self._call.done or self._call.link is not self._link:
-            self._lane.close()
-            self._router.pump_soon()
-
-    def on_broken(self, error: BaseException) -> None:
-        """See LaneListener."""
-        if self._link.calls.pop(self._call.number, None) is not None:
-            self._router.settle_lost(self._link, [self._call], error)
 
 
 class Router:
@@ -299,7 +223,7 @@ class Router:
             del link.calls[call.number]
             self.settle_lost(link, [call], error)
         else:
-            _Inquiry(self, link, call, session, taken_up)
+            Inquiry(self, link, call, session, taken_up)
 
     def _take_in(self, call: RoutedCall, link: Link) -> bool:
         """Count a call that is in a worker as ours; False where it has ended at that."""
@@ -673,12 +597,11 @@ class Router:
 
     def _demand(self) -> Demand:
         held = {link.worker.id: len(link.calls) for link in self._links.values() if link.calls}
+        queued = len(self._live) - sum(held.values())
         for way in list(self.express.busy):
             held[way.link.worker.id] = held.get(way.link.worker.id, 0) + 1
-        inflight = tuple(held.items())
-        running = sum(count for _, count in inflight)
-        finished = int(self._finished_lately)
-        return Demand(len(self._live) - running, running or finished, inflight, tuple(self._errors.items()))
+        running = sum(held.values()) or int(self._finished_lately)
+        return Demand(queued, running, tuple(held.items()), tuple(self._errors.items()))
 
     def _report(self) -> None:
         """Tell the controller the demand: at once when calls find no worker, else once a period while there is any."""

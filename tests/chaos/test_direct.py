@@ -401,7 +401,7 @@ def kinds_of_lanes() -> set[str]:
     """The lanes of this process, by the names of their classes."""
     import gc
 
-    from gworker.router.router import Link
+    from gworker.router.links import Link
 
     return {type(each.lane).__name__ for each in gc.get_objects() if isinstance(each, Link) and not each.broken}
 

@@ -314,7 +314,12 @@ def test_a_call_under_way_is_demand(app: gw.App, opened: Any, notes: Path, event
     handle = define(app, scaledown_window_s=0.5)()
     opened(handle)
     pid = handle.pid.remote()
-    assert handle.noted.remote(str(notes), 3.0) == pid  # its worker is not scaled down meanwhile
+    thread, outcome = in_background(lambda: handle.noted.remote(str(notes), 3.0))
+    eventually(lambda: begun(notes))
+    demand = handle._router()._demand()
+    assert (demand.queued, demand.running, len(demand.inflight)) == (0, 1, 1)
+    thread.join(20)
+    assert outcome == [pid]  # its worker was not scaled down meanwhile
     eventually(lambda: app.status().pool("Worker").ready == 0)
 
 

@@ -29,8 +29,9 @@ from gworker.options import Options
 from gworker.retries import Retries
 from gworker.router import router as router_module
 from gworker.router.calls import VERDICT_S, Plan, Problem, RoutedCall
+from gworker.router.links import Link
 from gworker.router.membership import Demand, PoolKey, PoolState, PoolView, WorkerView
-from gworker.router.router import DEMAND_PERIOD_S, EXPLAIN_AFTER_S, Link, Router
+from gworker.router.router import DEMAND_PERIOD_S, EXPLAIN_AFTER_S, Router
 from gworker.wire import (
     Busy,
     Cancel,

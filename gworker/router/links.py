@@ -1,0 +1,91 @@
+"""What a router holds of each worker: its lane, and the calls that are there; and where it learns of workers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gworker.observe.times import Times
+from gworker.router.calls import RoutedCall
+from gworker.router.direct import TakenUp
+from gworker.router.lanes import Lane, LaneListener
+from gworker.router.membership import Demand, PoolKey, PoolView, WorkerView
+
+if TYPE_CHECKING:
+    from gworker.router.router import Router
+
+
+class PoolSource(Protocol):
+    """Where a router learns of its pool, and reports to: the controller, seen from here."""
+
+    async def watch(self, router: str, key: PoolKey, known: tuple[str, int] | None) -> PoolView:
+        """The pool's view once it is not the `known` one, (epoch, version), or a PoolChange since that one.
+
+        Asking says that the router acts on the known one already. Raises when the controller is gone.
+        """
+        ...
+
+    def report(self, router: str, key: PoolKey, demand: Demand, times: Mapping[str, Times]) -> None:
+        """Tell the controller what this router needs, and the times of calls since the last report; never blocks."""
+
+    def make_lane(
+        self, worker: WorkerView, session: str, listener: LaneListener, taken_up: TakenUp | None = None
+    ) -> Lane:
+        """A lane to a worker, which knows this end of it as `session`: a new one, or one that is taken up."""
+        ...
+
+
+class Link:
+    """A worker as this router uses it: the lane, and the calls that are there."""
+
+    def __init__(self, router: Router, worker: WorkerView) -> None:
+        self.worker = worker
+        self.ready = worker.ready
+        self.broken = False
+        self.calls: dict[int, RoutedCall] = {}
+        self._router = router
+        self.on_message = functools.partial(router.on_message, self)  # see LaneListener; a call less than a method
+        self.lane = router.source.make_lane(worker, router.new_session(), self)
+
+    @property
+    def load(self) -> float:
+        """How full this router has made the worker: 0.0 for idle."""
+        return len(self.calls) / self.worker.capacity
+
+    def has_room(self) -> bool:
+        """Whether the worker would take a call of ours now, as far as is known."""
+        return self.lane.available() > 0
+
+    def on_progress(self) -> None:
+        """See LaneListener."""
+        self._router.on_progress(self)
+
+    def on_broken(self, error: BaseException) -> None:
+        """See LaneListener."""
+        self._router.on_broken(self, error)
+
+
+class Inquiry:
+    """A lane that takes up the session of an express way which broke, to find out what became of the call there."""
+
+    def __init__(self, router: Router, link: Link, call: RoutedCall, session: str, taken_up: TakenUp) -> None:
+        self._router = router
+        self._link = link
+        self._call = call
+        self._lane = router.source.make_lane(link.worker, session, self, taken_up)
+
+    def on_message(self, message: Any) -> None:
+        """See LaneListener."""
+        self._router.on_message(self._link, message)
+
+    def on_progress(self) -> None:
+        """See LaneListener."""
+        if self._call.done or self._call.link is not self._link:
+            self._lane.close()
+            self._router.pump_soon()
+
+    def on_broken(self, error: BaseException) -> None:
+        """See LaneListener."""
+        if self._link.calls.pop(self._call.number, None) is not None:
+            self._router.settle_lost(self._link, [self._call], error)
