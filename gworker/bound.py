@@ -17,7 +17,6 @@ from gworker.mapping import MapRun, zipped
 from gworker.observe.progress import ProgressBar, Ticker
 from gworker.retries import Retries
 from gworker.router.calls import Plan, RoutedCall
-from gworker.router.express import HandedOver
 from gworker.wire import Packed, pack, pack_arguments, unpack
 
 if TYPE_CHECKING:
@@ -203,7 +202,7 @@ class Remote(_Way[P, R]):
             router.submit(routed)
         else:
             result = way.run(routed)
-            if not isinstance(result, HandedOver):
+            if result is not None:
                 value: R = unpack(result)
                 return value
         call._attach(router, routed)

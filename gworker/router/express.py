@@ -15,7 +15,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from gworker import clock
 from gworker.connection import give_to_children, keep_from_children
@@ -38,13 +38,6 @@ LARGEST_BYTES = 32 * 1024
 _SHORTEST_S = 0.0001
 
 
-class HandedOver:
-    """Says that the router sees to a call from now on."""
-
-
-HANDED_OVER: Final = HandedOver()
-
-
 class Express:
     """A connection to one worker. It belongs to the line of idle ones, or to the thread that took it from there."""
 
@@ -64,20 +57,19 @@ class Express:
         self._reader = FrameReader(self._contents.append)
         keep_from_children(connected)
 
-    def run(self, call: RoutedCall) -> Packed | HandedOver:
-        """Send the call and wait: the result, or HANDED_OVER, and the outcome will go to the call's sink.
+    def run(self, call: RoutedCall) -> Packed | None:
+        """Send the call and wait: the result. None where the router sees to it from here on, and tells the call's sink.
 
         Raises what interrupts the wait, and DeadlineExceeded; the call is cancelled then.
         """
         router = self._ways.router
         self.call = call
         self._ways.busy.add(self)
+        last = None
         try:
-            if not self._send(call):
-                router.submit(call)
-                return HANDED_OVER
-            router.on_express(call)
-            last = self._receive(call)
+            if self._send(call):
+                router.on_express(call)
+                last = self._receive(call)
         except TimeoutError:
             self._give_up(call)
             router.account_queued(call)
@@ -85,7 +77,7 @@ class Express:
         except Exception as error:
             self.retire()
             router.find_out(call, self.link, self.session, self._taken_up(), error)
-            return HANDED_OVER
+            return None
         except BaseException:
             self._give_up(call)
             raise
@@ -93,9 +85,12 @@ class Express:
             self.call = None
             self._ways.busy.discard(self)
             self._ways.give_back(self)
+        if last is None:
+            router.submit(call)
+            return None
         if type(last) is not Returned:
             router.take_over(call, self.link, last)
-            return HANDED_OVER
+            return None
         call.done = True
         router.account(call, last)
         result = last.result
