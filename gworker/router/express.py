@@ -270,7 +270,14 @@ class ExpressWays:
         except Exception as error:
             log.debug("no express way to a worker: %r", error)
             connected = None
-        del self._opening[link]
-        if connected is not None:
-            way = self._ways[link] = Express(self, link, connected, session)
-            self._idle.append(way)
+        # Unless it was to be given up while it came to pass: `wait_for` may not pass a cancellation on.
+        wanted = self._opening.get(link) is asyncio.current_task()
+        if wanted:
+            del self._opening[link]
+        if connected is None:
+            return
+        if not wanted:
+            connected.close()
+            return
+        way = self._ways[link] = Express(self, link, connected, session)
+        self._idle.append(way)
