@@ -194,8 +194,9 @@ class Pool:
 
     def _begin_to_tidy(self) -> None:
         if not self._tidying:
-            self._tidying = True
-            threading.Thread(target=self._tidy, name="gworker-blocks", daemon=True).start()
+            with contextlib.suppress(RuntimeError):  # as many threads as there may be, or the interpreter is ending
+                threading.Thread(target=self._tidy, name="gworker-blocks", daemon=True).start()
+                self._tidying = True
 
     def _tidy(self) -> None:
         while True:

@@ -247,6 +247,22 @@ def test_large_buffers_of_arguments_and_results_are_lent_and_others_are_not(
     assert not lends(pack(large, once=True))
 
 
+def test_where_no_thread_can_be_started_blocks_are_used_all_the_same(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as exhausted:
+        exhausted.setattr(threading.Thread, "start", refuse)
+        packed = pack(np.zeros(blocks.LEAST_BYTES, np.uint8), once=True)
+        assert lends(packed)
+    del packed
+    assert pool.out == 0
+    pack(np.zeros(4 * blocks.LEAST_BYTES, np.uint8), once=True)
+    assert "gworker-blocks" in [thread.name for thread in threading.enumerate()]
+
+
 def test_what_was_packed_is_as_it_was_then_and_unpacks_to_copies(pool: Pool) -> None:
     sent = np.arange(100_000)
     packed = pack(sent, once=True)
