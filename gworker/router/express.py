@@ -94,7 +94,7 @@ class Express:
         call.done = True
         router.account(call, last)
         result = last.result
-        if type(result) is Payload or (type(result) is bytes and len(result) > LARGEST_BYTES):
+        if _is_large(result):
             self._ways.large.add(call.plan.method)
         return result
 
@@ -180,6 +180,10 @@ class Express:
             self._socket.close()
 
 
+def _is_large(packed: Packed | None) -> bool:
+    return type(packed) is Payload or (type(packed) is bytes and len(packed) > LARGEST_BYTES)
+
+
 class ExpressWays:
     """The express ways of one router. `take` and `give_back` are for any thread, the rest for the router's loop."""
 
@@ -202,8 +206,8 @@ class ExpressWays:
         if (
             not self.router.is_quiet
             or type(call.arguments) is Payload
-            or type(call.plan.parameters) is Payload
             or call.nbytes > LARGEST_BYTES
+            or _is_large(call.plan.parameters)
             or call.plan.method in self.large
         ):
             return None
