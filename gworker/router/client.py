@@ -166,7 +166,7 @@ class AppClient:
             found: tuple[str, int] | None = await worker.actor.get().listen.remote()
             return found
 
-        if worker.direct is None or os.environ.get("GWORKER_LANE") == "ray":
+        if worker.direct is None or (taken_up is None and os.environ.get("GWORKER_LANE") == "ray"):
             return by_ray(session)
         return DirectLane(
             self._loop,
@@ -174,7 +174,8 @@ class AppClient:
             session,
             worker.capacity,
             listener,
-            same_node=worker.direct.node_id == _node_id(),
+            # Where a session broke Ray may have been shut down, and asking it anything would start another one.
+            same_node=taken_up is not None or worker.direct.node_id == _node_id(),
             ask_tcp=ask_tcp,
             # By another name: the worker may know this one already, from a connection that was given up.
             fall_back=lambda: by_ray(f"{session}.ray"),
