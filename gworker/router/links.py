@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,9 +12,13 @@ from gworker.router.calls import RoutedCall
 from gworker.router.direct import TakenUp
 from gworker.router.lanes import Lane, LaneListener
 from gworker.router.membership import Demand, PoolKey, PoolView, WorkerView
+from gworker.wire import Cancel
 
 if TYPE_CHECKING:
     from gworker.router.router import Router
+
+# How often it is looked whether a call that is asked after has been given up meanwhile.
+LOOK_S = 0.1
 
 
 class PoolSource(Protocol):
@@ -73,7 +78,9 @@ class Inquiry:
         self._router = router
         self._link = link
         self._call = call
+        self._over = False
         self._lane = router.source.make_lane(link.worker, session, self, taken_up)
+        self._look()
 
     def on_message(self, message: Any) -> None:
         """See LaneListener."""
@@ -81,11 +88,28 @@ class Inquiry:
 
     def on_progress(self) -> None:
         """See LaneListener."""
-        if self._call.done or self._call.link is not self._link:
+        if self._is_answered and not self._over:
+            self._over = True
             self._lane.close()
             self._router.pump_soon()
 
+    @property
+    def _is_answered(self) -> bool:
+        return self._call.done or self._call.link is not self._link
+
+    def _look(self) -> None:
+        """Nobody tells of a call that was given up on this side: the worker may have nothing to say for long."""
+        if self._over:
+            return
+        if self._is_answered:
+            self._over = True
+            self._lane.send(Cancel(self._call.number))
+            self._lane.close()
+        else:
+            asyncio.get_running_loop().call_later(LOOK_S, self._look)
+
     def on_broken(self, error: BaseException) -> None:
         """See LaneListener."""
+        self._over = True
         if self._link.calls.pop(self._call.number, None) is not None:
             self._router.settle_lost(self._link, [self._call], error)
