@@ -34,6 +34,8 @@ log = logging.getLogger("gworker.router")
 MOST_WAYS = 8
 # What is larger goes by the lane: writing less never waits, and large buffers want the lane's own means.
 LARGEST_BYTES = 32 * 1024
+# A worker that could not be connected to is tried again after this long.
+TRY_AGAIN_S = 5.0
 # The least that a socket is given to wait: none would mean that it does not wait at all.
 _SHORTEST_S = 0.0001
 
@@ -64,9 +66,9 @@ class Express:
         """
         router = self._ways.router
         self.call = call
-        self._ways.busy.add(self)
         last = None
         try:
+            self._ways.busy.add(self)
             if self._send(call):
                 router.on_express(call)
                 last = self._receive(call)
@@ -76,6 +78,8 @@ class Express:
             raise call.past_deadline(None) from None
         except Exception as error:
             self.retire()
+            if not call.started:  # no worker could tell what became of it
+                raise
             router.find_out(call, self.link, self.session, self._taken_up(), error)
             return None
         except BaseException:
@@ -254,6 +258,7 @@ class ExpressWays:
         if (way := self._ways.pop(link, None)) is not None:
             way.retire()
             self._close_idle(way)
+            self._open()  # there is room for another worker's
 
     def close(self) -> None:
         """End all ways; whoever waits for a call on one is woken."""
@@ -269,11 +274,12 @@ class ExpressWays:
 
     async def _connect(self, link: Link) -> None:
         session = self.router.new_session()
+        connected = None
         try:
             connected = await link.lane.connect_another(session)
-        except Exception as error:
+        except Exception as error:  # it may be too busy, or frozen
             log.debug("no express way to a worker: %r", error)
-            connected = None
+            asyncio.get_running_loop().call_later(TRY_AGAIN_S, self._open)
         # Unless it was to be given up while it came to pass: `wait_for` may not pass a cancellation on.
         wanted = self._opening.get(link) is asyncio.current_task()
         if wanted:
