@@ -376,7 +376,7 @@ class Router:
     def _judge(self, link: Link, message: Any) -> None:
         """Count the system errors in a row that a worker answers with; anything else it brings about ends the row."""
         blame = message.blame if isinstance(message, Raised) else ""
-        if blame == "system":
+        if blame == "system" and link.worker.id in self._roster.workers:
             self._errors[link.worker.id] = self._errors.get(link.worker.id, 0) + 1
         elif self._errors and (blame == "user" or isinstance(message, (Returned, Item, Ended))):
             self._errors.pop(link.worker.id, None)
@@ -422,8 +422,8 @@ class Router:
         self._choice.remove(link)
         if link.worker.id in self._roster.workers:
             self._unlinked[link.worker.id] = None
+            self._errors[link.worker.id] = self._errors.get(link.worker.id, 0) + 1
         self._lost_at[link.worker.id] = clock.now()
-        self._errors[link.worker.id] = self._errors.get(link.worker.id, 0) + 1
         self.express.leave(link)
         calls, link.calls = list(link.calls.values()), {}
         self.settle_lost(link, calls, error)
