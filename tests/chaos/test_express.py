@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 
 import gworker as gw
+from gworker.router import client, express
+from gworker.router.direct import DirectLane
 from gworker.router.express import Express, ExpressWays
 
 pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
@@ -357,4 +359,86 @@ def test_large_values_go_by_the_lane(app: gw.App, opened: Any) -> None:
     assert handle.large.remote(1_000_000).sum() == 1_000_000  # not known yet
     assert used(way) == before + 1
     assert handle.large.remote(1_000_000).sum() == 1_000_000
+    assert used(way) == before + 1
+
+
+def test_asking_after_a_call_asks_ray_nothing(
+    app: gw.App, opened: Any, notes: Path, monkeypatch: Any, eventually: Any
+) -> None:
+    handle = define(app)()
+    [way] = opened(handle)
+    pid = handle.pid.remote()
+    thread, outcome = in_background(lambda: handle.noted.remote(str(notes), 1.0))
+    eventually(lambda: begun(notes))
+    with monkeypatch.context() as shut_down:  # asked then, it would start another one
+        shut_down.setattr(client, "_node_id", lambda: pytest.fail("Ray was asked"))
+        way._socket.shutdown(2)
+        thread.join(20)
+    assert outcome == [pid]
+
+
+def test_a_call_that_is_asked_after_can_be_cancelled(app: gw.App, opened: Any, notes: Path, eventually: Any) -> None:
+    handle = define(app)()
+    [way] = opened(handle)
+
+    def interrupt() -> None:
+        eventually(lambda: begun(notes))
+        way._socket.shutdown(2)
+        eventually(lambda: handle._router()._live)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    in_background(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        handle.cancellable.remote(str(notes))
+    eventually(lambda: "cancelled" in notes.read_text())
+
+
+def test_where_one_way_ends_another_worker_gets_one(
+    app: gw.App, opened: Any, monkeypatch: Any, eventually: Any
+) -> None:
+    monkeypatch.setattr(express, "MOST_WAYS", 1)
+    handle = define(app, min_workers=2, max_workers=2)()
+    with app.run():
+        [way] = opened(handle)
+        os.kill(way.link.worker.direct.pid, signal.SIGKILL)
+        eventually(lambda: handle._router().express._idle and way not in handle._router().express._idle)
+
+
+def test_a_worker_that_cannot_be_connected_to_is_tried_again(
+    app: gw.App, opened: Any, monkeypatch: Any, eventually: Any
+) -> None:
+    monkeypatch.setattr(express, "TRY_AGAIN_S", 0.2)
+    tries = []
+    connect = DirectLane.connect_another
+
+    async def fails_once(lane: DirectLane, session: str) -> Any:
+        tries.append(session)
+        if len(tries) == 1:
+            raise TimeoutError
+        return await connect(lane, session)
+
+    monkeypatch.setattr(DirectLane, "connect_another", fails_once)
+    opened(define(app)())
+    assert len(tries) == 2
+
+
+def test_large_parameters_go_by_the_lane(app: gw.App, opened: Any) -> None:
+    @app.cls(cpu=0.1, max_workers=1)
+    class Parametrised:
+        text: str = gw.parameter(default="")
+
+        @gw.method()
+        def double(self, x: int) -> int:
+            return 2 * x
+
+        @gw.method()
+        def count(self) -> int:
+            return len(self.text)
+
+    [way] = opened(Parametrised())
+    before = used(way)
+    # Writing them waits where the worker is frozen, and would hold up whoever closes the way.
+    assert Parametrised(text="x" * 1_000_000).count.remote() == 1_000_000
+    assert used(way) == before
+    assert Parametrised(text="x").count.remote() == 1
     assert used(way) == before + 1
