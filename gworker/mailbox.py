@@ -7,6 +7,7 @@ brings about leaves the process before the next turn begins.
 from __future__ import annotations
 
 import asyncio
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +19,8 @@ T = TypeVar("T")
 # The most letters in one turn: enough to make the cost of a turn disappear, few enough that the other side of a
 # connection has something to do meanwhile.
 TURN = 64
+# How long a thread that is far ahead of a loop waits for it at most: as long as Python lets a thread keep its lock.
+AHEAD_S = 0.005
 
 
 class Turn:
@@ -68,13 +71,21 @@ class Turn:
 
 
 class Mailbox:
-    """The way into one loop. `post` is for any thread, the loop's own among them."""
+    """The way into one loop. `post` is for any thread, the loop's own among them.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    `paced`: a thread that has posted more than a turn's worth, and left the loop no chance to run, waits for its next
+    turn. For a loop takes the interpreter's lock several times in each turn, and waits 5 ms for it each time, while the
+    other end of its connections has nothing to do. Not for two loops that post to each other.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, paced: bool = False) -> None:
         self._loop = weakref.ref(loop)
         self._turn = turn_of(loop)
         self._letters: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._woken = False
+        self._paced = paced
+        self._ahead = 0
+        self._waiting: list[threading.Lock] = []
 
     def __len__(self) -> int:
         return len(self._letters)
@@ -88,7 +99,22 @@ class Mailbox:
         # Without a lock: at worst two threads both wake the loop. `_deliver` takes the flag down before it looks.
         if not self._woken:
             self._woken = True
+            self._ahead = 0
             self._wake()
+        elif self._paced:
+            self._ahead += 1
+            if self._ahead >= TURN:
+                self._wait_for_turn()
+
+    def _wait_for_turn(self) -> None:
+        self._ahead = 0
+        if asyncio._get_running_loop() is self._loop():
+            return
+        turn = threading.Lock()
+        turn.acquire()
+        self._waiting.append(turn)
+        if self._letters:  # or the turn is over already
+            turn.acquire(timeout=AHEAD_S)
 
     def _wake(self) -> None:
         loop = self._loop()
@@ -113,6 +139,8 @@ class Mailbox:
                     action, args = letters.popleft()
                     action(*args)
         finally:
+            while self._waiting:
+                self._waiting.pop().release()
             if letters and not self._woken and (loop := self._loop()) is not None:
                 self._woken = True
                 loop.call_soon(self._deliver)

@@ -69,7 +69,7 @@ class Router:
         self._label = label
         self._loop = loop
         self._queue = CallQueue(label, options.max_pending, options.max_pending_mb)
-        self._mailbox = Mailbox(loop)
+        self._mailbox = Mailbox(loop, paced=True)
         self._turn = turn_of(loop)
         self._pumping = False
         self._live: dict[int, RoutedCall] = {}

@@ -253,6 +253,41 @@ async def test_nothing_that_many_threads_post_is_lost_and_each_ones_order_is_kep
         assert [number for who, number in seen if who == poster] == list(range(letters))
 
 
+# --- threads that are ahead of the loop --------------------------------------------------------------------------
+
+
+async def test_a_thread_that_is_far_ahead_waits_for_a_turn_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AHEAD_S", 20.0)
+    mailbox = Mailbox(asyncio.get_running_loop(), paced=True)
+    backlogs: list[int] = []
+
+    def post() -> None:
+        for _ in range(50 * TURN):
+            mailbox.post(int)
+            backlogs.append(len(mailbox))
+
+    await asyncio.to_thread(post)
+    # Not exactly one turn's worth: the loop may have begun its turn while the thread was counting on.
+    assert max(backlogs) <= 4 * TURN
+
+
+async def test_a_thread_does_not_wait_for_ever_for_a_loop_that_is_kept_busy() -> None:
+    mailbox = Mailbox(asyncio.get_running_loop(), paced=True)
+    poster = threading.Thread(target=lambda: [mailbox.post(int) for _ in range(5 * TURN)])
+    poster.start()
+    poster.join(10)  # the loop cannot run meanwhile
+    assert not poster.is_alive()
+    assert len(mailbox) == 5 * TURN
+
+
+async def test_the_loop_itself_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AHEAD_S", 20.0)
+    mailbox = Mailbox(asyncio.get_running_loop(), paced=True)
+    for _ in range(5 * TURN):
+        mailbox.post(int)
+    assert len(mailbox) == 5 * TURN
+
+
 # --- loops that are closed ---------------------------------------------------------------------------------------
 
 
