@@ -273,7 +273,12 @@ async def test_a_thread_that_is_far_ahead_waits_for_a_turn_of_the_loop(monkeypat
 
 async def test_a_thread_does_not_wait_for_ever_for_a_loop_that_is_kept_busy() -> None:
     mailbox = Mailbox(asyncio.get_running_loop(), paced=True)
-    poster = threading.Thread(target=lambda: [mailbox.post(int) for _ in range(5 * TURN)])
+
+    def post() -> None:
+        for _ in range(5 * TURN):
+            mailbox.post(int)
+
+    poster = threading.Thread(target=post)
     poster.start()
     poster.join(10)  # the loop cannot run meanwhile
     assert not poster.is_alive()
