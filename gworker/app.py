@@ -212,10 +212,10 @@ class App:
     def client(self) -> AppClient:
         """The running app as this process reaches it; starts it if need be."""
         running = self._running
-        if running is not None and not running.lost and ray.is_initialized():
+        if running is not None and running.usable:
             return running
         with self._lock:
-            if self._running is not None and (self._running.lost or not ray.is_initialized()):
+            if self._running is not None and not self._running.usable:
                 # Its controller died, or Ray was shut down: nothing of it is left. Start afresh.
                 self._running.close(PoolUnavailable(f"the app {self.name!r} has lost its Ray cluster"))
                 self._running = None

@@ -33,6 +33,8 @@ ANSWER_S = 30.0
 RAY_GONE_S = 2.0
 # How often a controller that is being replaced is asked whether it is back.
 FIND_AGAIN_S = 0.2
+# How often who calls looks whether Ray is still the one that the app runs in: nobody can start another one as fast.
+SAME_RAY_S = 0.05
 
 
 class AppClient:
@@ -40,7 +42,7 @@ class AppClient:
 
     `find_again`, for a deployed app, finds its controller by name, or gives None: it may die, and be replaced, while
     calls go on. `version` names the version of a deployed app that serves. `lost` is set once the controller is found
-    to be gone for good.
+    to be gone for good, or Ray to be another one.
     """
 
     def __init__(self, app_name: str, controller: Any, find_again: Callable[[], Any] | None = None) -> None:
@@ -48,6 +50,8 @@ class AppClient:
         self.controller = controller
         self.lost = False
         self.version = ""
+        self._ray = _this_ray()
+        self._look_again_at = clock.now() + SAME_RAY_S
         self._find_again = find_again
         self._loop = io_loop()
         self._lock = threading.Lock()
@@ -66,6 +70,17 @@ class AppClient:
                     label = f"{self.app_name}/{key}"
                     router = self._routers[key] = Router(key, label, definition.options, self, self._loop)
         return router
+
+    @property
+    def usable(self) -> bool:
+        """Whether the app can be reached: Ray is up, and the one that it runs in; its controller was not found gone."""
+        if self.lost or not ray.is_initialized():
+            return False
+        now = clock.now()
+        if now >= self._look_again_at:
+            self._look_again_at = now + SAME_RAY_S
+            self.lost = self._ray != _this_ray()
+        return not self.lost
 
     @property
     def deployed(self) -> bool:
@@ -208,6 +223,14 @@ class AppClient:
             router.close(reason)
 
 
+def _this_ray() -> str:
+    """Names Ray as this process is attached to it: another one after `ray.shutdown` and `ray.init`."""
+    if not ray.is_initialized():
+        return ""
+    here = ray.get_runtime_context()
+    return f"{here.get_node_id()} {here.get_job_id()}"  # either alone may be the same
+
+
 def _node_id() -> str:
     found: str = ray.get_runtime_context().get_node_id()
     return found
@@ -221,7 +244,7 @@ def deployed_client(app_name: str) -> AppClient:
     """A deployed app as this process reaches it, always the same while it is there. Raises NotFound."""
     with _clients_lock:
         client = _clients.get(app_name)
-        if client is None or client.lost or not ray.is_initialized():
+        if client is None or not client.usable:
             client = _clients[app_name] = _connect(app_name)
         return client
 

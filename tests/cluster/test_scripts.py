@@ -350,3 +350,26 @@ def test_ctrl_c_at_the_end_of_a_script_drains_and_a_second_one_stops_at_once(
     assert notes("exit") == [["Idle"]], "a worker that was killed runs no hooks"
     assert eventually(lambda: not left_of(tmp_path), 15), left_of(tmp_path)
     assert gone(*map(int, notes("pids")[0]))
+
+
+def test_another_ray_in_the_place_of_the_first_is_noticed_by_the_next_call(script: Any) -> None:
+    ran = run(
+        script,
+        """
+        import ray
+
+        import gworker as gw
+        from shop import Colour, Order, Shop
+
+        for number in range(3):
+            ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+            weight = Shop().sell.remote(Order(Colour.RED, number)).weight
+            print("Ray", number, "sold", weight, flush=True)
+            ray.shutdown()
+        """,
+        shop=SHOP,
+    )
+    assert ran.wait(120) == 0, ran.err
+    assert [line for line in ran.out.splitlines() if line.startswith("Ray ")] == [
+        f"Ray {number} sold {2 * number}" for number in range(3)
+    ]

@@ -41,6 +41,7 @@ class FakeController:
 def reach(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppClient]:
     """A client of a controller with these answers; `found` is what is found when it is looked for again."""
     monkeypatch.setattr(client_module.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(client_module, "_this_ray", lambda: "this one")
     monkeypatch.setattr(client_module.ray, "wait", lambda asked, timeout: (asked, []))
     monkeypatch.setattr(client_module.ray, "get", lambda asked: asked.now())
     monkeypatch.setattr(client_module, "FIND_AGAIN_S", 0.001)
