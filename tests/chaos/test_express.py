@@ -250,7 +250,7 @@ def test_a_worker_is_killed_under_a_call(app: gw.App, opened: Any, notes: Path, 
 def test_a_worker_that_died_unnoticed_costs_no_call(app: gw.App, opened: Any) -> None:
     handle = define(app)()
     opened(handle)
-    for _ in range(3):
+    for _ in range(2):
         pid = handle.pid.remote()
         os.kill(pid, signal.SIGKILL)
         # Whether the kernel has closed its sockets by then or not: what cannot have started is sent elsewhere, and what
@@ -339,7 +339,7 @@ def test_scaling_down_loses_no_call(app: gw.App, opened: Any) -> None:
             over.wait(0.7)
 
     scaling, _ = in_background(scale)
-    until = time.monotonic() + 8
+    until = time.monotonic() + 5
     done = 0
     while time.monotonic() < until:
         assert handle.double.remote(done) == 2 * done
