@@ -70,7 +70,7 @@ class Express:
         try:
             self._ways.busy.add(self)
             if self._send(call):
-                router.on_express(call)
+                router.on_express()
                 last = self._receive(call)
         except TimeoutError:
             self._give_up(call)
@@ -209,8 +209,7 @@ class ExpressWays:
         """
         if (
             not self.router.is_quiet
-            or type(call.arguments) is Payload
-            or call.nbytes > LARGEST_BYTES
+            or _is_large(call.arguments)
             or _is_large(call.plan.parameters)
             or call.plan.method in self.large
         ):

@@ -159,7 +159,7 @@ class Router:
         """Have `action(*args)` called on the router's loop soon."""
         self._mailbox.post(action, *args)
 
-    def on_express(self, call: RoutedCall) -> None:
+    def on_express(self) -> None:
         """A call has been sent by an express way: it is demand as any other."""
         self._finished_lately = True
         if self._report_timer is None:
@@ -207,8 +207,7 @@ class Router:
                 return
             call.timer = self._loop.call_later(left, self._pass_deadline, call)
         self._queue.append(call)
-        if not self._needed.is_set():
-            self._needed.set()
+        self._needed.set()
         self.pump_soon()
 
     def _take_over(self, call: RoutedCall, link: Link, message: Any) -> None:

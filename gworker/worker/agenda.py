@@ -60,10 +60,6 @@ class Agenda:
 
     def take(self, now: float) -> list[Input]:
         """The inputs of the invocation that starts next, taken out; none where nothing may start now."""
-        if not self:
-            return []
-        if not self._queues:
-            return self._take_plain()
         while self._plain and self._plain[0][2].answered:
             heapq.heappop(self._plain)
         best: tuple[str, Any] | None = None
@@ -87,21 +83,6 @@ class Agenda:
             self._tidy(best)
         self._turns.begin(max(given.turn for given in chosen))
         return chosen
-
-    def _take_plain(self) -> list[Input]:
-        """The same where no batch gathers: nearly all of what a class without batched methods ever asks."""
-        plain = self._plain
-        while plain:
-            given = plain[0][2]
-            if given.answered:
-                heapq.heappop(plain)
-            elif self._may_start(given.method):
-                heapq.heappop(plain)
-                self._turns.begin(given.turn)
-                return [given]
-            else:
-                break
-        return []
 
     def next_start(self) -> float | None:
         """When the first window that is open, and whose batch could run, closes."""
