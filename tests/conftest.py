@@ -48,6 +48,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True
 
 
+def pytest_configure() -> None:
+    """Ctrl-C interrupts, also what tests start: a shell has its background processes, and all of theirs, ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_finish() -> None:
     """What has been imported stays: a collection of garbage need not look through it again and again."""
     gc.collect()

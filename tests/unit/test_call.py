@@ -214,15 +214,6 @@ async def _await(call: Call[Any]) -> Any:
     return await call
 
 
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Ctrl-C interrupts, also where these tests run in the background of a shell, which has it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_the_wait_and_not_the_call(elsewhere: ThreadPoolExecutor) -> None:
     call = sent_call()
     main = threading.get_ident()
