@@ -104,7 +104,7 @@ class _Bound:
         deadline = self._options.deadline_s
         if deadline is not None or outer is not None:
             deadline = clock.earliest(clock.deadline_after(deadline), None if outer is None else outer.deadline)
-        return router, RoutedCall(plan, arguments, sink, deadline=deadline, credit=credit, waiting=waiting)
+        return router, RoutedCall(plan, arguments, sink, deadline, credit, waiting)
 
     def _prepared(self, cls: Cls) -> tuple[Router, Plan]:
         """The router to the pool of the class as it is now, and what all calls of this method have in common."""
@@ -394,7 +394,8 @@ class BoundMethod(_Bound, Generic[P, R]):
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], waiting: tuple[WaitingPool, ...] = ()
     ) -> Call[R]:
         call: Call[R] = Call()
-        router, routed = self._send(args, kwargs, call, waiting=waiting)
+        router, routed = self._routed(args, kwargs, call, waiting=waiting)
+        router.submit(routed)
         call._attach(router, routed)
         return call
 

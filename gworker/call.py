@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from gworker import context
@@ -24,12 +24,12 @@ log = logging.getLogger("gworker.router")
 class Call(Generic[R]):
     """A call that is under way, as `.spawn(...)` returns it. Awaitable; its result can be asked for again and again."""
 
-    # Lighter than a future: nothing is locked, or made, for those that come when there is an outcome.
-    __slots__ = ("__weakref__", "_call", "_outcome", "_router", "_value", "_waiting")
+    # Lighter than a future: nothing is locked, and what those need that wait is made when they come.
+    __slots__ = ("__dict__", "__weakref__", "_call", "_outcome", "_router", "_value")
+    _waiting: Sequence[Callable[[], object]] = ()
 
     def __init__(self) -> None:
         self._outcome: Packed | Problem = _UNSET
-        self._waiting: list[Callable[[], object]] = []
         self._value: Any = _UNSET
         self._router: Router | None = None
         self._call: RoutedCall | None = None
@@ -98,14 +98,15 @@ class Call(Generic[R]):
 
     def _when_done(self, callback: Callable[[], object]) -> None:
         """Have `callback()` called once there is an outcome: here if there is one, else by the router's loop."""
-        self._waiting.append(callback)
+        waiting: list[Callable[[], object]] = self.__dict__.setdefault("_waiting", [])  # the same for all threads
+        waiting.append(callback)
         if self._outcome is not _UNSET and self._forget(callback):  # it had come before the callback could be seen
             callback()
 
     def _forget(self, callback: Callable[[], object]) -> bool:
         """Have it not called any more; False if it was called already, or is about to be."""
         try:
-            self._waiting.remove(callback)
+            self.__dict__["_waiting"].remove(callback)
         except ValueError:
             return False
         return True
@@ -156,7 +157,7 @@ class Call(Generic[R]):
             # Which refers to this: so both are freed at once, and not by the garbage collector.
             self._call.sink = NOBODY
         waiting = self._waiting
-        while waiting:
+        while isinstance(waiting, list) and waiting:
             try:
                 callback = waiting.pop(0)
             except IndexError:  # who waited for it has just given up

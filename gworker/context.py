@@ -87,6 +87,7 @@ class _Running(NamedTuple):
         return self.source if isinstance(self.source, CallContext) else self.source.context
 
 
+_new = tuple.__new__  # a call of Python's less
 _CALL: contextvars.ContextVar[_Running | None] = contextvars.ContextVar("gworker_call", default=None)
 
 
@@ -118,7 +119,7 @@ def current_attempt_number() -> int:
 def enter_call(source: CallContext | HasContext) -> contextvars.Token[_Running | None]:
     """Make this call the current one in this context."""
     task = _current_task()
-    return _CALL.set(_Running(source, None if task is None else weakref.ref(task)))
+    return _CALL.set(_new(_Running, (source, None if task is None else weakref.ref(task))))
 
 
 def exit_call(token: contextvars.Token[_Running | None]) -> None:

@@ -52,10 +52,10 @@ Packed: TypeAlias = "tuple[Any] | bytes | Payload"
 
 def packed_bytes(packed: Packed) -> int:
     """About how many bytes the value has on the wire."""
-    if isinstance(packed, bytes):
-        return len(packed)
     if isinstance(packed, tuple):
         return _PLAIN_BYTES
+    if isinstance(packed, bytes):
+        return len(packed)
     return len(packed.data) + sum(memoryview(b).nbytes for b in packed.buffers)
 
 
@@ -97,16 +97,26 @@ def pack(value: Any, *, once: bool = False) -> Packed:
 
 
 def pack_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Packed:
-    """The same for the arguments of a call, `(args, kwargs)`; the dict is kept."""
+    """The same for the arguments of a call: of `(args, kwargs)`, or of `(args,)`; the dict is kept.
+
+    Tuples of atoms alone are nothing to the collector of garbage, however many calls are under way.
+    """
+    value: Any = (args, kwargs) if kwargs else (args,)
     if len(args) + len(kwargs) > _PLAIN_ITEMS or not _are_atoms(args):
-        return _pickled((args, kwargs), True)
+        return _pickled(value, True)
     if kwargs:
         for name in kwargs:
             if type(name) is not str:  # but of a class of somebody's
-                return _pickled((args, kwargs), True)
+                return _pickled(value, True)
         if not _are_atoms(kwargs.values()):
-            return _pickled((args, kwargs), True)
-    return ((args, kwargs),)
+            return _pickled(value, True)
+    return (value,)
+
+
+def unpack_arguments(packed: Packed) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments again, `(args, kwargs)`."""
+    value = unpack(packed)
+    return value if len(value) == 2 else (value[0], {})
 
 
 def _pickled(value: Any, once: bool) -> Packed:

@@ -97,30 +97,22 @@ class RoutedCall:
     `queued_at` is when its present attempt was queued; `spent` is where the time of the last went that was answered.
     """
 
+    # What few calls need: most have what `__init__` gives them, and no dict.
     attempt = 1
     batch_cap = 0
     items = 0
     last_failure: Failure | None = None
-    sent_at = 0.0
-    spent: Spent | None = None
     # Its deadline has passed, and its worker has a moment to say where the time went.
     overdue = False
-    timer: Any = None
-    link: Link | None = None
     # Another attempt goes to another worker, where there is one; `tries` counts how often this one was refused.
     avoid: Link | None = None
     tries = 0
-    queued = False
-    started = False
-    reached_worker = False
-    done = False
 
     def __init__(
         self,
         plan: Plan,
         arguments: Packed,
         sink: Sink,
-        *,
         deadline: float | None = None,
         credit: int = 0,
         waiting: tuple[WaitingPool, ...] = (),
@@ -134,6 +126,14 @@ class RoutedCall:
         self.sink = sink
         self.waiting = waiting
         self.submitted_at = self.queued_at = clock.now()
+        self.sent_at = 0.0
+        self.timer: Any = None
+        self.link: Link | None = None
+        self.spent: Spent | None = None
+        self.queued = False
+        self.started = False
+        self.reached_worker = False
+        self.done = False
 
     @property
     def id(self) -> str:

@@ -25,6 +25,8 @@ class Agenda:
 
     def __init__(self, spec: ClassSpec) -> None:
         self._spec = spec
+        self._concurrent = spec.concurrent
+        self._on_main = frozenset(method.name for method in spec.methods.values() if _needs_main(spec, method))
         self._turns = Turns()
         self._numbers = itertools.count()
         self._plain: list[tuple[int, int, Input]] = []  # a heap
@@ -81,7 +83,7 @@ class Agenda:
         else:
             chosen = self._queues[best].close(now)
             self._tidy(best)
-        self._turns.begin(max(given.turn for given in chosen))
+        self._turns.begin(chosen[0].turn if len(chosen) == 1 else max(given.turn for given in chosen))
         return chosen
 
     def next_start(self) -> float | None:
@@ -95,41 +97,43 @@ class Agenda:
 
     def begin(self, method: MethodSpec) -> bool:
         """An invocation begins; True if it is for the main thread."""
-        on_main = self._needs_main(method)
         self._running += 1
-        self._main_taken = self._main_taken or on_main
         if method.batch is not None:
             self._running_batches[method.name] = self._running_batches.get(method.name, 0) + 1
-        return on_main
+        if method.name not in self._on_main:
+            return False
+        self._main_taken = True
+        return True
 
     def end(self, method: MethodSpec) -> None:
         """An invocation has ended."""
         self._running -= 1
-        if self._needs_main(method):
+        if method.name in self._on_main:
             self._main_taken = False
         if method.batch is not None:
             self._running_batches[method.name] -= 1
 
     def _may_start(self, method: MethodSpec) -> bool:
-        if not self._spec.concurrent:
+        if not self._concurrent:
             return not self._running
-        if self._needs_main(method) and self._main_taken:
+        if self._main_taken and method.name in self._on_main:
             return False
         if method.batch is not None:
             return self._running_batches.get(method.name, 0) < method.batch.max_concurrent_batches
         return True
 
-    def _needs_main(self, method: MethodSpec) -> bool:
-        """Sync code of which only one invocation can run at a time keeps to the thread of the sync hooks."""
-        if method.is_async:
-            return False
-        if not self._spec.concurrent or self._spec.max_inputs == 1:
-            return True
-        return method.batch is not None and method.batch.max_concurrent_batches == 1
-
     def _tidy(self, key: tuple[str, Any]) -> None:
         if not self._queues[key]:
             del self._queues[key]
+
+
+def _needs_main(spec: ClassSpec, method: MethodSpec) -> bool:
+    """Sync code of which only one invocation can run at a time keeps to the thread of the sync hooks."""
+    if method.is_async:
+        return False
+    if not spec.concurrent or spec.max_inputs == 1:
+        return True
+    return method.batch is not None and method.batch.max_concurrent_batches == 1
 
 
 def _key(given: Input) -> tuple[str, Any]:

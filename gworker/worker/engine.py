@@ -48,43 +48,44 @@ class Input:
     `arrived` is when it got its place here: what was before counts as time in the queue.
     """
 
-    deadline: float | None = None
-    timer: asyncio.TimerHandle | None = None
-    weight = 1.0
-    turn = 0
-    answered = False
-    held = False
-    run: Run | None = None
-    gate: StreamGate | None = None
+    __slots__ = (
+        "answered", "arrived", "call", "deadline", "gate", "held", "method", "run", "session", "timer", "turn", "weight"
+    )  # fmt: skip
 
     def __init__(self, session: Session, call: Submit, method: MethodSpec, now: float) -> None:
         self.session = session
         self.call = call
         self.method = method
         self.arrived = now
-        if call.deadline_left_s is not None:
-            self.deadline = now + call.deadline_left_s
-        if method.is_generator:
-            self.gate = StreamGate(call.credit)
+        self.deadline = None if call.deadline_left_s is None else now + call.deadline_left_s
+        self.gate = StreamGate(call.credit) if method.is_generator else None
+        self.timer: asyncio.TimerHandle | None = None
+        self.run: Run | None = None
+        self.weight = 1.0
+        self.turn = 0
+        self.answered = False
+        self.held = False
 
 
 class Run(Work):
-    """One invocation in progress, where it runs, and how to stop it. `post` takes it home to the engine's loop."""
+    """One invocation in progress, where it runs, and how to stop it. `take_home` leads back to the engine's loop."""
 
     inputs: Sequence[Input]
     blamed = False  # not the user's code failed: see Raised.blame
-    ended = 0.0
     timers: Sequence[asyncio.TimerHandle] = ()
-    launched: Launched | None = None
 
-    def __init__(self, instance: Instance, method: MethodSpec, inputs: list[Input], post: Callable[..., None]) -> None:
+    def __init__(
+        self, instance: Instance, method: MethodSpec, inputs: list[Input], take_home: Callable[..., None]
+    ) -> None:
         super().__init__(instance, method, inputs)
-        self._post = post
+        self.take_home = take_home
+        self.launched: Launched | None = None
+        self.ended = 0.0
 
     def done(self, outcomes: list[Outcome] | None, error: BaseException | None) -> None:
         """It has ended; called where it ran."""
         self.ended = clock.now()
-        self._post(self, outcomes, error)
+        self.take_home(self, outcomes, error)
 
     def let_go(self) -> None:
         """It has ended: refer to nothing that refers to this, so that all is freed at once, and to no large argument.
@@ -94,7 +95,7 @@ class Run(Work):
         self.launched = None
         for given in self.inputs:
             given.run = None
-            if not isinstance(given.call.arguments, tuple):
+            if type(given.call.arguments) is not tuple:
                 given.call = given.call._replace(arguments=(None,))
 
 
@@ -130,6 +131,7 @@ class Engine:
         self._admission = Admission(spec.max_inputs)
         self._staged: deque[Input] = deque()
         self._agenda = Agenda(spec)
+        self._runners = {name: _runner(method) for name, method in spec.methods.items()}
         self._runs: set[Run] = set()
         self._settling = False
         self._fatal = ""
@@ -201,8 +203,7 @@ class Engine:
         self.draining = True
         while self._staged:
             staged = self._staged.popleft()
-            self._forget(staged)
-            staged.session.send(Busy(staged.call.call_id))
+            self._tell(staged, Busy(staged.call.call_id))
         for session in self.sessions.values():
             session.nudge()
         try:
@@ -224,7 +225,7 @@ class Engine:
             given.timer = self._loop.call_later(left, self._pass_deadline, given, "deadline_s")
         batch = given.method.batch
         if batch is None or batch.weight is None:
-            self._enqueue(given)
+            self._enqueue(given, now)
         else:
             if not self._unweighed:
                 self._turn.at_end(self._weigh)
@@ -248,10 +249,10 @@ class Engine:
                 self._answer(given, Raised(given.call.call_id, weight, 1))
             elif not given.answered:
                 given.weight = weight
-                self._enqueue(given)
+                self._enqueue(given, clock.now())
 
-    def _enqueue(self, given: Input) -> None:
-        self._agenda.add(given, clock.now())
+    def _enqueue(self, given: Input, now: float) -> None:
+        self._agenda.add(given, now)
         self._settle_soon()
 
     def _settle_soon(self) -> None:
@@ -312,9 +313,9 @@ class Engine:
     def _launch(self, run: Run, on_main: bool) -> None:
         threads, method = self._instance.threads, run.method
         if method.is_async:
-            run.launched = threads.user_loop.launch(_ASYNC_RUNNERS[_kind(method)](run), run.done)
+            run.launched = threads.user_loop.launch(self._runners[method.name](run), run.done)
         else:
-            (threads.main if on_main else threads.others).run(run.done, _RUNNERS[_kind(method)], run)
+            (threads.main if on_main else threads.others).run(run.done, self._runners[method.name], run)
 
     def _limit_execution(self, run: Run) -> None:
         longest = 0.0
@@ -360,20 +361,24 @@ class Engine:
 
     def _conclude(self, run: Run, given: Input, outcome: Outcome) -> None:
         call_id = given.call.call_id
-        began = run.ended if run.began is None else run.began
-        wait_s, run_s = began - given.arrived, run.ended - began
+        ended = run.ended
+        began = ended if run.began is None else run.began
+        wait_s, run_s = began - given.arrived, ended - began
+        message: Raised | Ended | Returned
+        fatal: str | None = None
         if isinstance(outcome, Failed):
             self.counters.failed += 1
-            self._answer(given, Raised(call_id, outcome.failure, len(run.inputs), _blame(given), wait_s, run_s))
-            if outcome.fatal is not None and outcome.fatal != self._fatal:
-                self._fatal = outcome.fatal
-                self.draining = True  # nothing more comes into a process that is to be replaced
-                self._on_trouble("fatal", outcome.fatal)
-            return
-        self.counters.succeeded += 1
-        self._answer(
-            given, Ended(call_id, wait_s, run_s) if outcome is None else Returned(call_id, outcome, wait_s, run_s)
-        )
+            message = Raised(call_id, outcome.failure, len(run.inputs), _blame(given), wait_s, run_s)
+            fatal = outcome.fatal
+        else:
+            self.counters.succeeded += 1
+            message = Ended(call_id, wait_s, run_s) if outcome is None else Returned(call_id, outcome, wait_s, run_s)
+        if not given.answered:
+            self._tell(given, message)
+        if fatal is not None and fatal != self._fatal:
+            self._fatal = fatal
+            self.draining = True  # nothing more comes into a process that is to be replaced
+            self._on_trouble("fatal", fatal)
 
     def _emit(self, given: Input, item: Packed) -> None:
         if not given.answered:
@@ -403,10 +408,7 @@ class Engine:
         """The last word to the caller, or none if it has gone; what still waits or runs for it alone is stopped."""
         if given.answered:
             return
-        given.answered = True
-        self._forget(given)
-        if message is not None:
-            given.session.send(message)
+        self._tell(given, message)
         if given.run is not None:
             if given.run in self._runs and all(i.answered for i in given.run.inputs):
                 self._stop(given.run)
@@ -426,11 +428,16 @@ class Engine:
         if run.launched is not None:
             run.launched.cancel()
 
-    def _forget(self, given: Input) -> None:
-        given.session.inputs.pop(given.call.call_id, None)
+    def _tell(self, given: Input, message: Any) -> None:
+        """The last word, if there is one: its caller needs no more of it."""
+        given.answered = True
+        session = given.session
+        session.inputs.pop(given.call.call_id, None)
         if given.timer is not None:
             given.timer.cancel()
             given.timer = None
+        if message is not None:
+            session.send(message)
 
     def _leave(self, given: Input, now: float) -> None:
         """Give the input's place back; a staged input moves up into it."""
@@ -466,15 +473,10 @@ def _blame(given: Input) -> Literal["user", "system", "nobody"]:
     return "system" if given is given.run.inputs[0] else "nobody"
 
 
-def _kind(method: MethodSpec) -> str:
+def _runner(method: MethodSpec) -> Callable[[Work], Any]:
+    """What runs it; a coroutine function where it is asynchronous."""
     if method.is_generator:
-        return "stream"
-    return "call" if method.batch is None else "batch"
-
-
-_RUNNERS = {"call": execution.run_call, "batch": execution.run_batch, "stream": execution.run_stream}
-_ASYNC_RUNNERS = {
-    "call": execution.run_call_async,
-    "batch": execution.run_batch_async,
-    "stream": execution.run_stream_async,
-}
+        return execution.run_stream_async if method.is_async else execution.run_stream
+    if method.batch is not None:
+        return execution.run_batch_async if method.is_async else execution.run_batch
+    return execution.run_call_async if method.is_async else execution.run_call

@@ -18,7 +18,7 @@ from gworker import clock, context
 from gworker.context import CallContext
 from gworker.errors import BatchResultError, Fatal
 from gworker.functions import MethodSpec
-from gworker.wire import Failure, Packed, Submit, pack, pack_exception, unpack
+from gworker.wire import Failure, Packed, Submit, pack, pack_exception, unpack, unpack_arguments
 from gworker.worker.lifecycle import Instance
 from gworker.worker.streams import StreamGate
 
@@ -51,7 +51,7 @@ class Work:
     gate: StreamGate | None = None
     stopped = False
     # When it began, where it runs; None before.
-    began: float | None = None
+    began: float | None
     _batch = 0
     _values: Mapping[str, Any] = MappingProxyType({})
     _context: CallContext | None = None
@@ -60,6 +60,7 @@ class Work:
         self.instance = instance
         self.method = method
         self.inputs = inputs
+        self.began = None
         if method.batch is not None:
             self._batch = next(_batch_numbers)
 
@@ -175,7 +176,7 @@ def run_call(work: Work) -> list[Outcome]:
     token = work.enter()
     try:
         method = work.bind()
-        args, kwargs = unpack(work.inputs[0].call.arguments)
+        args, kwargs = unpack_arguments(work.inputs[0].call.arguments)
         return [_pack_result(work, method(*args, **kwargs))]
     except BaseException as error:
         return [failed(error)]
@@ -188,7 +189,7 @@ async def run_call_async(work: Work) -> list[Outcome]:
     work.enter()
     try:
         method = work.bind()
-        args, kwargs = unpack(work.inputs[0].call.arguments)
+        args, kwargs = unpack_arguments(work.inputs[0].call.arguments)
         return [_pack_result(work, await method(*args, **kwargs))]
     except BaseException as error:
         return [failed(error)]
@@ -203,7 +204,7 @@ def _columns(work: Work) -> tuple[list[Failed | None], dict[str, list[Any]]]:
     rows: list[dict[str, Any]] = []
     for given in work.inputs:
         try:
-            rows.append(unpack(given.call.arguments)[1])
+            rows.append(unpack_arguments(given.call.arguments)[1])
             outcomes.append(None)
         except BaseException as error:
             outcomes.append(failed(error))
@@ -286,7 +287,7 @@ def weigh(instance: Instance, method: MethodSpec, arguments: Packed) -> float | 
     """The weight of an input as the user's function sees it: a finite number that is not negative, or a failure."""
     assert method.batch is not None and method.batch.weight is not None
     try:
-        weight = method.batch.weight(*unpack(arguments)[1].values())
+        weight = method.batch.weight(*unpack_arguments(arguments)[1].values())
         number = _as_weight(weight)
         if number is None:
             raise ValueError(
@@ -320,7 +321,7 @@ def run_stream(work: Work) -> list[Outcome]:
     outcome: Failed | None = None
     try:
         method = work.bind()
-        args, kwargs = unpack(work.inputs[0].call.arguments)
+        args, kwargs = unpack_arguments(work.inputs[0].call.arguments)
         generator = method(*args, **kwargs)
         while work.gate.acquire():
             try:
@@ -352,7 +353,7 @@ async def run_stream_async(work: Work) -> list[Outcome]:
     outcome: Failed | None = None
     try:
         method = work.bind()
-        args, kwargs = unpack(work.inputs[0].call.arguments)
+        args, kwargs = unpack_arguments(work.inputs[0].call.arguments)
         generator = method(*args, **kwargs)
         while await work.gate.acquire_async():
             try:

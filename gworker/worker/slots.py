@@ -88,7 +88,7 @@ class Admission:
             self._has[caller] = left
         else:
             del self._has[caller]
-        if caller in self._waiting:
+        if len(self._waiting) > 1 and caller in self._waiting:
             self._stand_in_line(caller)
 
     def _stand_in_line(self, caller: str) -> None:
@@ -108,6 +108,8 @@ class Admission:
         count += self._refused.pop(caller, 0)
         if count > 0:
             is_new = caller not in self._waiting
+            if is_new and len(self._waiting) == 1:  # which, alone, had no need to stand where it belongs
+                self._stand_in_line(next(iter(self._waiting)))
             self._waiting[caller] = count
             if is_new:
                 self._stand_in_line(caller)

@@ -7,6 +7,7 @@ import concurrent.futures
 import contextvars
 import logging
 import queue
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -56,6 +57,14 @@ class UserLoop:
         self.loop.call_soon_threadsafe(self.loop.stop)
 
 
+def _in_empty_context(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """A task of the running loop."""
+    loop = asyncio.get_running_loop()
+    if sys.version_info >= (3, 11):
+        return loop.create_task(coroutine, context=contextvars.Context())
+    return contextvars.Context().run(loop.create_task, coroutine)
+
+
 class Launched:
     """A coroutine on its way through another thread's loop.
 
@@ -74,7 +83,7 @@ class Launched:
 
     def start(self) -> None:
         """Make the task; called on its loop."""
-        self._task = contextvars.Context().run(asyncio.get_running_loop().create_task, self._run())
+        self._task = _in_empty_context(self._run())
 
     def cancel(self) -> None:
         """Ask the task to stop."""

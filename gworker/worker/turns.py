@@ -19,7 +19,8 @@ class Turns:
 
     def next(self, caller: str) -> int:
         """The turn of one more input of `caller`."""
-        turn = self._last[caller] = max(self._last.get(caller, 0), self._now) + 1
+        last, now = self._last.get(caller, 0), self._now
+        turn = self._last[caller] = (max(now, last)) + 1
         return turn
 
     def begin(self, turn: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 import gworker as gw
 from gworker.options import Options
 from gworker.router.calls import RoutedCall
-from gworker.wire import unpack
+from gworker.wire import unpack, unpack_arguments
 
 _numbers = itertools.count(1)
 
@@ -89,7 +89,8 @@ def test_a_call_carries_what_its_class_and_its_handle_say(embedder: Any, client:
     first, second = client.routed.calls
     assert (first.label, first.plan.timeout_s, first.retries.max_retries) == ("Renamed.embed", 30, 2)
     assert (second.label, second.plan.timeout_s, second.retries.max_retries) == ("Renamed.embed", 3, 0)
-    assert unpack(first.arguments) == (("a",), {}) and unpack(second.arguments) == (("b",), {"upper": True})
+    assert unpack_arguments(first.arguments) == (("a",), {})
+    assert unpack_arguments(second.arguments) == (("b",), {"upper": True})
     assert [unpack(call.plan.parameters) for call in (first, second) if call.plan.parameters] == [
         {"threshold": 0.7}
     ] * 2
@@ -125,7 +126,7 @@ def test_the_arguments_a_call_was_given_may_be_changed_at_once(embedder: Any, cl
     texts = {"texts": "a"}
     embedder().embed_all.spawn(**texts)
     texts.clear()
-    assert [unpack(call.arguments) for call in client.routed.calls] == [
+    assert [unpack_arguments(call.arguments) for call in client.routed.calls] == [
         ((), {"text": "a", "upper": True}),
         ((), {"texts": "a"}),
     ]

@@ -157,7 +157,7 @@ def test_who_waits_for_so_long_is_told_and_leaves_nothing_behind(elsewhere: Thre
             call.get(timeout_s=0)
     with pytest.raises(TimeoutError):
         call.get(timeout_s=0.01)
-    assert call._waiting == []
+    assert not call._waiting
     elsewhere.submit(call.returned, pack(7)).result()
     assert call.get(timeout_s=0) == call.get(timeout_s=0.01) == call.get() == 7
 
@@ -167,7 +167,7 @@ async def test_who_stops_awaiting_leaves_nothing_behind_and_the_call_goes_on(els
     for _ in range(10):
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(call, 0.001)
-    assert call._waiting == [] and not call.done()
+    assert not call._waiting and not call.done()
     elsewhere.submit(call.returned, pack(7))
     assert await call == 7
 
@@ -228,7 +228,7 @@ def test_ctrl_c_ends_the_wait_and_not_the_call(elsewhere: ThreadPoolExecutor) ->
         with pytest.raises(KeyboardInterrupt):
             call.get(timeout_s)
         interrupting.result()
-        assert call._waiting == [] and not call.done()
+        assert not call._waiting and not call.done()
     elsewhere.submit(call.returned, pack(7)).result()
     assert call.get() == 7
 

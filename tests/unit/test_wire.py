@@ -43,6 +43,7 @@ from gworker.wire import (
     packed_bytes,
     to_plain,
     unpack,
+    unpack_arguments,
     unpack_exception,
 )
 
@@ -74,7 +75,7 @@ def test_plain_data_arrives_as_it_was(value: Any) -> None:
 @given(st.lists(scalars, max_size=4), st.dictionaries(st.text(max_size=5), scalars, max_size=4))
 def test_plain_arguments_arrive_as_they_were(args: list[Any], kwargs: dict[str, Any]) -> None:
     packed = pack_arguments(tuple(args), kwargs)
-    for arrived in (unpack(packed), unpack(pickle.loads(pickle.dumps(packed)))):
+    for arrived in (unpack_arguments(packed), unpack_arguments(pickle.loads(pickle.dumps(packed)))):
         assert arrived == (tuple(args), kwargs)
         assert [type(value) for value in arrived[0]] == [type(value) for value in args]
 
@@ -129,7 +130,7 @@ def test_what_is_only_derived_from_a_plain_type_is_pickled_and_arrives_as_what_i
 def test_no_code_of_anybodys_runs_where_a_name_of_an_argument_is_unpickled_with_its_bundle() -> None:
     packed = pack_arguments((), {Word("x"): 1})
     assert isinstance(packed, (bytes, Payload))
-    assert unpack(packed) == ((), {"x": 1})
+    assert unpack_arguments(packed) == ((), {"x": 1})
 
 
 @pytest.mark.parametrize("value", ["x" * 2000, b"x" * 2000, 2**63, -(2**63) - 1, [], (), {}, (1,), [None]], ids=type)
