@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import io
 import itertools
 import pickle
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -450,6 +451,10 @@ class Down(NamedTuple):
     draining: bool
     messages: Sequence[Started | Busy | Returned | Raised | Item | Ended]
 
+
+# One for each call: made from all of their fields at once, without a call of Python's.
+submit: Callable[[tuple[Any, ...]], Submit] = functools.partial(tuple.__new__, Submit)
+returned: Callable[[tuple[Any, ...]], Returned] = functools.partial(tuple.__new__, Returned)
 
 B = TypeVar("B", Up, Down)
 # As plain tuples, each message with the number of its class before it, pickling takes a tenth of the time.

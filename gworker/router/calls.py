@@ -11,7 +11,7 @@ from gworker.context import WaitingPool
 from gworker.errors import DeadlineExceeded, GWorkerError, PoolUnavailable, anew
 from gworker.observe.times import Spent, past_limit, seconds
 from gworker.retries import Retries
-from gworker.wire import Failure, Packed, Raised, Submit, packed_bytes, unpack_exception
+from gworker.wire import Failure, Packed, Raised, Submit, packed_bytes, submit, unpack_exception
 
 if TYPE_CHECKING:
     from gworker.router.links import Link
@@ -209,17 +209,8 @@ class RoutedCall:
         """The call as it is sent now."""
         plan = self.plan
         number = self.number
-        return Submit(
-            number,
-            f"{_process}-{number}",
-            plan.method,
-            self.arguments,
-            plan.parameters,
-            plan.parameters_key,
-            self.attempt,
-            None if self.deadline is None else clock.left_until(self.deadline),
-            plan.timeout_s,
-            self.batch_cap,
-            self.credit,
-            self.waiting,
-        )
+        deadline_left_s = None if self.deadline is None else clock.left_until(self.deadline)
+        return submit((
+            number, f"{_process}-{number}", plan.method, self.arguments, plan.parameters, plan.parameters_key,
+            self.attempt, deadline_left_s, plan.timeout_s, self.batch_cap, self.credit, self.waiting,
+        ))  # fmt: skip

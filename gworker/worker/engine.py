@@ -23,7 +23,7 @@ from gworker.functions import MethodSpec
 from gworker.mailbox import Mailbox, turn_of
 from gworker.observe.times import past_limit
 from gworker.spec import ClassSpec
-from gworker.wire import Busy, Ended, Failure, Item, Packed, Raised, Returned, Started, Submit, pack_exception
+from gworker.wire import Busy, Ended, Failure, Item, Packed, Raised, Returned, Started, Submit, pack_exception, returned
 from gworker.worker import execution
 from gworker.worker.agenda import Agenda
 from gworker.worker.execution import Failed, Outcome, Work
@@ -372,7 +372,7 @@ class Engine:
             fatal = outcome.fatal
         else:
             self.counters.succeeded += 1
-            message = Ended(call_id, wait_s, run_s) if outcome is None else Returned(call_id, outcome, wait_s, run_s)
+            message = Ended(call_id, wait_s, run_s) if outcome is None else returned((call_id, outcome, wait_s, run_s))
         if not given.answered:
             self._tell(given, message)
         if fatal is not None and fatal != self._fatal:
