@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
 from gworker import clock, context, streaming
 from gworker.awaiting import Awaited
-from gworker.call import Call
+from gworker.call import Call, SpawnedCall
 from gworker.context import WaitingPool
 from gworker.functions import MethodSpec
 from gworker.local import local_instance
 from gworker.mapping import MapRun, zipped
 from gworker.observe.progress import ProgressBar, Ticker
 from gworker.retries import Retries
-from gworker.router.calls import Plan, RoutedCall
+from gworker.router.calls import NOBODY, Plan, RoutedCall
 from gworker.wire import Packed, pack, pack_arguments, unpack
 
 if TYPE_CHECKING:
@@ -83,20 +83,20 @@ class _Bound:
         credit: int = 0,
         waiting: tuple[WaitingPool, ...] = (),
     ) -> tuple[Router, RoutedCall]:
-        router, call = self._routed(args, kwargs, sink, credit=credit, waiting=waiting)
+        router, plan, arguments, deadline = self._planned(args, kwargs)
+        call = RoutedCall(plan, arguments, sink, deadline, credit, waiting)
         router.submit(call)
         return router, call
 
-    def _routed(
-        self,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        sink: Any,
-        *,
-        credit: int = 0,
-        waiting: tuple[WaitingPool, ...] = (),
-    ) -> tuple[Router, RoutedCall]:
+    def _new_call(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], waiting: tuple[WaitingPool, ...]
+    ) -> tuple[Router, SpawnedCall[Any]]:
         """A call that is ready to be submitted, and the router for it."""
+        router, plan, arguments, deadline = self._planned(args, kwargs)
+        return router, SpawnedCall(router, plan, arguments, deadline, waiting)
+
+    def _planned(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Router, Plan, Packed, float | None]:
+        """What a call is made of, and the router for it; the last is its deadline."""
         cls = self._handle._cls
         arguments = self._pack(*self._spec.bind(cls.name, args, kwargs))  # a bad call fails here, and starts nothing
         router, plan = self._prepared(cls)
@@ -104,7 +104,7 @@ class _Bound:
         deadline = self._options.deadline_s
         if deadline is not None or outer is not None:
             deadline = clock.earliest(clock.deadline_after(deadline), None if outer is None else outer.deadline)
-        return router, RoutedCall(plan, arguments, sink, deadline, credit, waiting)
+        return router, plan, arguments, deadline
 
     def _prepared(self, cls: Cls) -> tuple[Router, Plan]:
         """The router to the pool of the class as it is now, and what all calls of this method have in common."""
@@ -195,17 +195,17 @@ class Remote(_Way[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the method in a worker; wait for the result and return it, or raise what the method raised."""
         waiting = self._bound._refuse_deadlock("remote", blocks=True)
-        call: Call[R] = Call()
-        router, routed = self._bound._routed(args, kwargs, call, waiting=waiting)
-        way = router.express.take(routed)
+        call: SpawnedCall[R]
+        router, call = self._bound._new_call(args, kwargs, waiting)
+        way = router.express.take(call)
         if way is None:
-            router.submit(routed)
+            router.submit(call)
         else:
-            result = way.run(routed)
+            result = way.run(call)
             if result is not None:
+                call.sink = NOBODY
                 value: R = unpack(result)
                 return value
-        call._attach(router, routed)
         try:
             return call.get()
         except BaseException:
@@ -221,7 +221,7 @@ class Remote(_Way[P, R]):
             result: R = await sink.result()
             return result
         except BaseException:
-            if not call.done:
+            if not call.over:
                 router.cancel(call)
             raise
 
@@ -393,10 +393,8 @@ class BoundMethod(_Bound, Generic[P, R]):
     def _spawn(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], waiting: tuple[WaitingPool, ...] = ()
     ) -> Call[R]:
-        call: Call[R] = Call()
-        router, routed = self._routed(args, kwargs, call, waiting=waiting)
-        router.submit(routed)
-        call._attach(router, routed)
+        router, call = self._new_call(args, kwargs, waiting)
+        router.submit(call)
         return call
 
     if not TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import logging
 import threading
@@ -9,8 +10,9 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from gworker import context
+from gworker.context import WaitingPool
 from gworker.mailbox import mailbox_of
-from gworker.router.calls import NOBODY, Problem, RoutedCall
+from gworker.router.calls import NOBODY, Plan, Problem, RoutedCall
 from gworker.wire import Packed, unpack
 
 if TYPE_CHECKING:
@@ -21,48 +23,74 @@ _UNSET: Any = object()
 log = logging.getLogger("gworker.router")
 
 
-class Call(Generic[R]):
+class Call(abc.ABC, Generic[R]):
     """A call that is under way, as `.spawn(...)` returns it. Awaitable; its result can be asked for again and again."""
 
-    # Lighter than a future: nothing is locked, and what those need that wait is made when they come.
-    __slots__ = ("__dict__", "__weakref__", "_call", "_outcome", "_router", "_value")
-    _waiting: Sequence[Callable[[], object]] = ()
-
-    def __init__(self) -> None:
-        self._outcome: Packed | Problem = _UNSET
-        self._value: Any = _UNSET
-        self._router: Router | None = None
-        self._call: RoutedCall | None = None
-
-    def _attach(self, router: Router, call: RoutedCall) -> None:
-        self._router, self._call = router, call
-        if self._outcome is not _UNSET:
-            call.sink = NOBODY
-
     @property
+    @abc.abstractmethod
     def id(self) -> str:
         """The id of the call, the same as `current_call().id` in the worker."""
-        assert self._call is not None
-        return self._call.id
 
+    @abc.abstractmethod
     def get(self, timeout_s: float | None = None) -> R:
         """Wait for the result and return it, or raise what the call raised.
 
         Raises TimeoutError when there is none within `timeout_s` seconds; the call goes on.
         """
+
+    @abc.abstractmethod
+    def done(self) -> bool:
+        """Whether there is a result or an error."""
+
+    @abc.abstractmethod
+    def cancel(self) -> None:
+        """Stop the call: drop it from the queue, or tell the worker. It then ends with CallCancelled."""
+
+    @abc.abstractmethod
+    def __await__(self) -> Generator[Any, None, R]:
+        """Wait for the result as `get` does, in a task."""
+
+    @abc.abstractmethod
+    def _when_done(self, callback: Callable[[], object]) -> None:
+        """Have `callback()` called once there is an outcome: here if there is one, else by the router's loop."""
+
+
+class SpawnedCall(RoutedCall, Call[R]):
+    """A call that its caller holds, which is its own sink.
+
+    Lighter than a future: nothing is locked, and what those need that wait is made when they come. One object rather
+    than two: a collection of garbage in a caller's process looks at all that ten thousand calls are made of.
+    """
+
+    _waiting: Sequence[Callable[[], object]] = ()
+
+    def __init__(
+        self,
+        router: Router,
+        plan: Plan,
+        arguments: Packed,
+        deadline: float | None = None,
+        waiting: tuple[WaitingPool, ...] = (),
+    ) -> None:
+        super().__init__(plan, arguments, self, deadline, 0, waiting)
+        self._router = router
+        self._outcome: Packed | Problem = _UNSET
+        self._value: Any = _UNSET
+
+    def get(self, timeout_s: float | None = None) -> R:
+        """See Call."""
         if self._outcome is _UNSET:
             self._wait(timeout_s)
         return self._unpacked()
 
     def done(self) -> bool:
-        """Whether there is a result or an error."""
+        """See Call."""
         return self._outcome is not _UNSET
 
     def cancel(self) -> None:
-        """Stop the call: drop it from the queue, or tell the worker. It then ends with CallCancelled."""
-        assert self._router is not None and self._call is not None
+        """See Call."""
         if not self.done():
-            self._router.cancel(self._call)
+            self._router.cancel(self)
 
     def __await__(self) -> Generator[Any, None, R]:
         self._refuse_deadlock()
@@ -75,8 +103,7 @@ class Call(Generic[R]):
         else:
             outcome = self._outcome
             state = f"raised {outcome.type_name}" if isinstance(outcome, Problem) else "returned"
-        label = "a call" if self._call is None else f"{self._call.label} {self.id}"
-        return f"<gworker.Call {label}: {state}>"
+        return f"<gworker.Call {self.label} {self.id}: {state}>"
 
     def _unpacked(self) -> R:
         outcome = self._outcome
@@ -89,16 +116,14 @@ class Call(Generic[R]):
 
     def _refuse_deadlock(self) -> None:
         """Raise where the wait could never end: the call needs the worker that waits for it."""
-        if context.this_worker() is None or self._router is None or self.done():
+        if context.this_worker() is None or self.done():
             return
         why = context.why_for_ever(self._router._label, context.waiting_pools())
         if why is not None:
-            assert self._call is not None
-            raise RuntimeError(f"the result of {self._call.label} (call {self.id}) was waited for: {why}")
+            raise RuntimeError(f"the result of {self.label} (call {self.id}) was waited for: {why}")
 
     def _when_done(self, callback: Callable[[], object]) -> None:
-        """Have `callback()` called once there is an outcome: here if there is one, else by the router's loop."""
-        waiting: list[Callable[[], object]] = self.__dict__.setdefault("_waiting", [])  # the same for all threads
+        waiting: list[Callable[[], object]] = vars(self).setdefault("_waiting", [])  # the same for all threads
         waiting.append(callback)
         if self._outcome is not _UNSET and self._forget(callback):  # it had come before the callback could be seen
             callback()
@@ -106,7 +131,7 @@ class Call(Generic[R]):
     def _forget(self, callback: Callable[[], object]) -> bool:
         """Have it not called any more; False if it was called already, or is about to be."""
         try:
-            self.__dict__["_waiting"].remove(callback)
+            vars(self)["_waiting"].remove(callback)
         except ValueError:
             return False
         return True
@@ -130,9 +155,8 @@ class Call(Generic[R]):
 
     def _wait(self, timeout_s: float | None) -> None:
         if context.on_user_loop():
-            assert self._call is not None
             raise RuntimeError(
-                f"the result of {self._call.label} (call {self.id}) was waited for on the event loop of a worker and "
+                f"the result of {self.label} (call {self.id}) was waited for on the event loop of a worker and "
                 "would block every asynchronous method of it: write `await call`, or `await gw.gather.aio(...)`"
             )
         if timeout_s is None:
@@ -148,14 +172,11 @@ class Call(Generic[R]):
             if not told:  # whoever asks again and again leaves nothing behind
                 self._forget(tell)
         if not told and self._outcome is _UNSET:
-            assert self._call is not None
-            raise TimeoutError(f"{self._call.label} (call {self.id}) has no result after {timeout_s:g} s")
+            raise TimeoutError(f"{self.label} (call {self.id}) has no result after {timeout_s:g} s")
 
     def _settle(self, outcome: Packed | Problem) -> None:
         self._outcome = outcome
-        if self._call is not None:
-            # Which refers to this: so both are freed at once, and not by the garbage collector.
-            self._call.sink = NOBODY
+        self.sink = NOBODY  # not itself: so it is freed at once, and not by the garbage collector
         waiting = self._waiting
         while isinstance(waiting, list) and waiting:
             try:
@@ -167,7 +188,7 @@ class Call(Generic[R]):
             except Exception:  # the event loop of one may be closed; that must not cost another its outcome
                 log.warning("whoever waited for %r is gone", self, exc_info=True)
 
-    # The sink of its RoutedCall.
+    # Its own sink.
 
     def returned(self, result: Packed) -> None:
         """See Sink."""

@@ -55,7 +55,7 @@ def iterate(submit: Submit) -> Iterator[Any]:
                 router.grant(call, _GRANT)
             yield unpack(entry)
     finally:
-        if not call.done:
+        if not call.over:
             router.cancel(call)
 
 
@@ -74,5 +74,5 @@ async def iterate_async(submit: Submit) -> AsyncIterator[Any]:
                 router.grant(call, _GRANT)
             yield unpack(entry)
     finally:
-        if not call.done:
+        if not call.over:
             router.cancel(call)

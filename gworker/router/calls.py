@@ -133,7 +133,7 @@ class RoutedCall:
         self.queued = False
         self.started = False
         self.reached_worker = False
-        self.done = False
+        self.over = False
 
     @property
     def id(self) -> str:

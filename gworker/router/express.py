@@ -95,7 +95,7 @@ class Express:
         if type(last) is not Returned:
             router.take_over(call, self.link, last)
             return None
-        call.done = True
+        call.over = True
         router.account(call, last)
         result = last.result
         if _is_large(result):
@@ -150,7 +150,7 @@ class Express:
 
     def _give_up(self, call: RoutedCall) -> None:
         """Nobody waits for the call any more. What an interruption left of the connection is not used again."""
-        call.done = True
+        call.over = True
         with self._lock:
             if not self.closed:
                 self._write([Cancel(call.number)], socket.MSG_DONTWAIT)

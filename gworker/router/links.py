@@ -95,7 +95,7 @@ class Inquiry:
 
     @property
     def _is_answered(self) -> bool:
-        return self._call.done or self._call.link is not self._link
+        return self._call.over or self._call.link is not self._link
 
     def _look(self) -> None:
         """Nobody tells of a call that was given up on this side: the worker may have nothing to say for long."""

@@ -78,7 +78,7 @@ class CallQueue:
 
     def calls(self) -> list[RoutedCall]:
         """The calls that stand in line and have not ended."""
-        return [call for call in self._line if not call.done]
+        return [call for call in self._line if not call.over]
 
     def append(self, call: RoutedCall) -> None:
         """Stand in line, at the end."""
@@ -99,7 +99,7 @@ class CallQueue:
 
     def next(self) -> RoutedCall | None:
         """The call at the head, which stays there; those that have ended are dropped."""
-        while self._line and self._line[0].done:
+        while self._line and self._line[0].over:
             self._line.popleft()
         return self._line[0] if self._line else None
 

@@ -253,7 +253,7 @@ class Router:
         self.pump_soon()
 
     def _grant(self, call: RoutedCall, count: int) -> None:
-        if call.link is not None and not call.done:
+        if call.link is not None and not call.over:
             call.link.lane.send(Credit(call.number, count))
 
     def _requeue(self, calls: list[RoutedCall]) -> None:
@@ -349,7 +349,7 @@ class Router:
         kind = type(message)
         if self._errors or kind is Raised:
             self._judge(link, message)
-        if call is None or call.done:
+        if call is None or call.over:
             return
         if kind is Returned:
             self.account(call, message)
@@ -409,7 +409,7 @@ class Router:
         call.tries = 0
 
     def _retry(self, call: RoutedCall) -> None:
-        if not call.done:
+        if not call.over:
             call.queued_at = clock.now()
             self._requeue([call])
             self.pump()
@@ -451,7 +451,7 @@ class Router:
     # --- ends -----------------------------------------------------------------------------------------------------
 
     def _finish(self, call: RoutedCall) -> None:
-        call.done = True
+        call.over = True
         self._finished_lately = True
         self._live.pop(call.number, None)
         if call.queued:
@@ -464,7 +464,7 @@ class Router:
     def _end(
         self, call: RoutedCall, error: BaseException | Failure, *, cause: Failure | None = None, tell: bool = False
     ) -> None:
-        if call.done:
+        if call.over:
             return
         link = call.link
         if tell and link is not None and not link.broken:

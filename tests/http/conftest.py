@@ -19,7 +19,7 @@ from gworker.http import GatewayServer, create_gateway
 from gworker.observe.status import AppStatus, PoolStatus
 from gworker.parameters import bind_instance, make_view
 from gworker.router.calls import Problem, RoutedCall
-from gworker.wire import pack, pack_exception, unpack
+from gworker.wire import pack, pack_exception, unpack, unpack_arguments
 from gworker.worker.asgi import AsgiHost
 
 _numbers = itertools.count(1)
@@ -45,7 +45,7 @@ class FakeRouter:
         self.calls.append(call)
         loop = asyncio.get_running_loop()
         if self.fail is not None:
-            call.done = True
+            call.over = True
             loop.call_soon(call.sink.raised, Problem(self.fail))
             return
         self._tasks[call.number] = loop.create_task(self._run(call))
@@ -53,7 +53,7 @@ class FakeRouter:
             call.timer = loop.call_later(call.deadline - clock.now(), self._late, call)
 
     def cancel(self, call: RoutedCall) -> None:
-        if not call.done:
+        if not call.over:
             self._end(call, CallCancelled(f"{call.label} was cancelled"))
             self.cancelled.append(call.plan.method)
 
@@ -61,18 +61,18 @@ class FakeRouter:
         """Room is never short here."""
 
     def _late(self, call: RoutedCall) -> None:
-        if not call.done:
+        if not call.over:
             self._end(call, DeadlineExceeded(f"{call.label} was late", limit="deadline_s", where="worker"))
 
     def _end(self, call: RoutedCall, error: GWorkerError) -> None:
-        call.done = True
+        call.over = True
         self._tasks[call.number].cancel()
         call.sink.raised(Problem(error))
 
     async def _run(self, call: RoutedCall) -> None:
         method = self._cls.spec.methods[call.plan.method]
         try:
-            args, kwargs = unpack(call.arguments)
+            args, kwargs = unpack_arguments(call.arguments)
             values = {} if call.plan.parameters is None else unpack(call.plan.parameters)
             target = make_view(self._instance, values) if values else self._instance
             if method.asgi:
@@ -84,16 +84,16 @@ class FakeRouter:
             result = function(*args, **kwargs)
             if method.is_generator:
                 await self._items(call, result)
-                call.done = True
+                call.over = True
                 call.sink.ended()
                 return
             if inspect.isawaitable(result):
                 result = await result
             packed = pack(result[0] if method.batch is not None else result)
-            call.done = True
+            call.over = True
             call.sink.returned(packed)
         except Exception as error:
-            call.done = True
+            call.over = True
             call.sink.raised(Problem(pack_exception(error)))
 
     async def _items(self, call: RoutedCall, items: Any) -> None:

@@ -154,7 +154,7 @@ class Bound:
 
     def _send(self, args: Any, kwargs: Any, sink: Any, *, credit: int = 0) -> tuple[Any, Any]:
         self.given.append((args, kwargs))
-        call = SimpleNamespace(spent=None, done=False)
+        call = SimpleNamespace(spent=None, over=False)
         self._answering = asyncio.ensure_future(self._answer(call, sink, args[0], bad=kwargs.get("bad", False)))
         return SimpleNamespace(cancel=self.cancelled.append, grant=lambda *_: None), call
 
@@ -164,7 +164,7 @@ class Bound:
             sink.item(pack(number))
         if not self._streams:
             await asyncio.sleep(0.5)
-        call.spent, call.done = (0.125, 0.25, 0.0625), True
+        call.spent, call.over = (0.125, 0.25, 0.0625), True
         if bad:
             sink.raised(Problem(ValueError("bad")))
         elif self._streams:

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 import pytest
 
 from gworker import streaming
-from gworker.call import Call
+from gworker.call import Call, SpawnedCall
 from gworker.mapping import MapRun
 from gworker.observe.progress import Ticker
-from gworker.router.calls import Problem
+from gworker.retries import Retries
+from gworker.router.calls import Plan, Problem
 from gworker.wire import pack, pack_exception
 
 
@@ -35,6 +36,12 @@ def _marked(text: str) -> MarkedError:
     return MarkedError(text)
 
 
+def sent_call() -> SpawnedCall[Any]:
+    """A call that a router has."""
+    plan = Plan("Embedder.embed", "embed", None, "", None, Retries.of(0))
+    return SpawnedCall(SimpleNamespace(cancel=None), plan, pack(0))  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def problem() -> Problem:
     failed = Problem(pack_exception(MarkedError("x")))
@@ -50,7 +57,7 @@ def elsewhere() -> Iterator[ThreadPoolExecutor]:
 
 
 def test_an_error_is_unpickled_by_each_thread_that_gets_it(problem: Problem, elsewhere: ThreadPoolExecutor) -> None:
-    call: Call[int] = Call()
+    call: SpawnedCall[int] = sent_call()
     elsewhere.submit(call.raised, problem).result()
     assert call.done()
     assert "raised MarkedError" in repr(call)
@@ -69,7 +76,7 @@ def test_an_error_is_unpickled_by_each_thread_that_gets_it(problem: Problem, els
 async def test_an_error_is_unpickled_by_the_task_that_awaits_it(
     problem: Problem, elsewhere: ThreadPoolExecutor
 ) -> None:
-    call: Call[int] = Call()
+    call: SpawnedCall[int] = sent_call()
     elsewhere.submit(call.raised, problem)
     with pytest.raises(MarkedError):
         await call
@@ -78,7 +85,7 @@ async def test_an_error_is_unpickled_by_the_task_that_awaits_it(
 
 def test_an_error_of_a_stream_is_unpickled_by_its_consumer(problem: Problem, elsewhere: ThreadPoolExecutor) -> None:
     class Ended:
-        done = True
+        over = True
 
     def submit(sink: Any) -> Any:
         elsewhere.submit(sink.item, pack(1))
@@ -94,7 +101,7 @@ def test_an_error_of_a_stream_is_unpickled_by_its_consumer(problem: Problem, els
 
 async def test_an_error_of_a_map_is_unpickled_by_its_consumer(problem: Problem, elsewhere: ThreadPoolExecutor) -> None:
     def send(_: tuple[Any, ...]) -> Call[int]:
-        call: Call[int] = Call()
+        call: SpawnedCall[int] = sent_call()
         elsewhere.submit(call.raised, problem)
         return call
 
@@ -108,13 +115,6 @@ async def test_an_error_of_a_map_is_unpickled_by_its_consumer(problem: Problem, 
 
 
 # --- waiting -----------------------------------------------------------------------------------------------------
-
-
-def sent_call() -> Call[Any]:
-    """A call that a router has."""
-    call: Call[Any] = Call()
-    call._attach(SimpleNamespace(cancel=None), SimpleNamespace(label="Embedder.embed", id="7-1"))  # type: ignore[arg-type]
-    return call
 
 
 @pytest.mark.usefixtures("switching")
@@ -153,7 +153,7 @@ def test_all_that_wait_are_told_however_they_meet_with_the_outcome(elsewhere: Th
 def test_who_waits_for_so_long_is_told_and_leaves_nothing_behind(elsewhere: ThreadPoolExecutor) -> None:
     call = sent_call()
     for _ in range(3000):  # as one that looks again and again does
-        with pytest.raises(TimeoutError, match=r"Embedder\.embed \(call 7-1\) has no result after 0 s"):
+        with pytest.raises(TimeoutError, match=r"Embedder\.embed \(call \S+\) has no result after 0 s"):
             call.get(timeout_s=0)
     with pytest.raises(TimeoutError):
         call.get(timeout_s=0.01)
@@ -204,7 +204,7 @@ def test_one_whose_loop_is_closed_keeps_nobody_else_waiting(
         elsewhere.submit(call.returned, pack(7)).result()
     assert [wait.result() for wait in waits] == [7, 7]
     assert ["is gone" in record.message for record in caplog.records] == [True, True]
-    assert "Call Embedder.embed 7-1: returned" in caplog.text
+    assert f"Call Embedder.embed {call.id}: returned" in caplog.text
     for task in gone:
         task.get_coro().close()  # type: ignore[union-attr]
         task._log_destroy_pending = False  # type: ignore[attr-defined]

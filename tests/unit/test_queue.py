@@ -33,7 +33,7 @@ def line_up(queue: CallQueue, count: int) -> list[RoutedCall]:
 
 
 def end(queue: CallQueue, call: RoutedCall) -> None:
-    call.done = True
+    call.over = True
     queue.leave(call)
 
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from gworker.call import Call
+from gworker.call import SpawnedCall
 from gworker.control import controller as controller_module
 from gworker.control import keeper as keeper_module
 from gworker.control.controller import Controller, ControllerBoot
 from gworker.mapping import MapRun
 from gworker.observe.progress import Ticker
-from gworker.router.calls import Problem
+from gworker.retries import Retries
+from gworker.router.calls import Plan, Problem
 from gworker.router.lanes import RENEW_S
 from gworker.router.membership import PoolDefinition, PoolKey
 from gworker.router.router import RELINK_AFTER_S
@@ -124,10 +125,13 @@ async def test_a_worker_that_lives_is_linked_again_under_another_name(bench: Ben
 # --- .map ---------------------------------------------------------------------------------------------------------
 
 
-class Sent(Call[Any]):
+class Sent(SpawnedCall[Any]):
     """A call without a router; notes whether it was cancelled."""
 
     cancelled = False
+
+    def __init__(self) -> None:
+        super().__init__(None, Plan("", "", None, "", None, Retries.of(0)), pack(0))  # type: ignore[arg-type]
 
     def cancel(self) -> None:
         self.cancelled = True

@@ -64,7 +64,7 @@ def sender(bound: Any, inputs: Iterator[Input], recorder: Recorder, *, streams: 
         except Exception as error:
             recorder.raised(counts, clock.now(), error)
         except BaseException:
-            if not call.done:
+            if not call.over:
                 router.cancel(call)
             raise
         else:
