@@ -5,7 +5,6 @@ Every message says what was given, what was expected and what to write instead.
 
 from __future__ import annotations
 
-import difflib
 import math
 import numbers
 from collections.abc import Iterable
@@ -25,6 +24,8 @@ def shown(value: object, limit: int = 80) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence, after a space, that names the nearest of the known names, or lists them if none is near."""
+    import difflib  # a worker seldom needs it, and takes a moment less to start
+
     names = sorted(known)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     if close:
