@@ -83,7 +83,13 @@ class Launched:
 
     def start(self) -> None:
         """Make the task; called on its loop."""
-        self._task = _in_empty_context(self._run())
+        run = self._run()
+        try:
+            self._task = _in_empty_context(run)
+        except Exception as error:  # out of a task factory of the user's, which may not know of `context`
+            run.close()
+            self._coroutine.close()
+            self._done(None, error)
 
     def cancel(self) -> None:
         """Ask the task to stop."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
+import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -130,3 +133,33 @@ def test_the_arguments_a_call_was_given_may_be_changed_at_once(embedder: Any, cl
         ((), {"text": "a", "upper": True}),
         ((), {"texts": "a"}),
     ]
+
+
+class Refusing(Routed):
+    """Takes no call; a blocking caller gets a way of its own, on which the call fails, if one is said."""
+
+    def __init__(self, error: type[BaseException], way: bool) -> None:
+        super().__init__()
+        self.error = error
+        self.express = SimpleNamespace(take=lambda _: SimpleNamespace(run=self.submit) if way else None)
+
+    def submit(self, call: RoutedCall) -> None:
+        self.calls.append(weakref.ref(call))  # type: ignore[arg-type]
+        raise self.error("no")
+
+
+@pytest.mark.parametrize(
+    ("way", "error", "express"),
+    [("spawn", gw.QueueFull, False), ("remote", gw.QueueFull, False), ("remote", KeyboardInterrupt, True)],
+)
+def test_a_call_that_nobody_took_is_freed_at_once_with_its_arguments(
+    embedder: Any, client: Client, way: str, error: type[BaseException], express: bool
+) -> None:
+    client.routed = routed = Refusing(error, express)
+    gc.disable()  # callers that try again and again, with large arguments, do not wait for it either
+    try:
+        with pytest.raises(error):
+            getattr(embedder().embed, way)("a")
+        assert [call() for call in routed.calls] == [None]  # type: ignore[operator]
+    finally:
+        gc.enable()

@@ -191,3 +191,19 @@ def test_one_that_is_thrown_away_with_its_loop_is_not_told_of(runner: Runner) ->
     running.send(None)
     running.close()
     assert runner.told.empty()
+
+
+def test_a_task_factory_that_fails_is_told_of(runner: Runner) -> None:
+    """One of two arguments, as they were before Python 3.11, set by the user's code on its loop."""
+
+    def factory(loop: asyncio.AbstractEventLoop, coroutine: Any) -> Any:
+        return asyncio.Task(coroutine, loop=loop)
+
+    loop = runner.loop.loop
+    loop.call_soon_threadsafe(loop.set_task_factory, factory)
+    runner.launch(asyncio.sleep(0, 7))
+    result, error = runner.next()
+    assert result == 7 or isinstance(error, TypeError)
+    loop.call_soon_threadsafe(loop.set_task_factory, None)
+    runner.launch(asyncio.sleep(0, 8))
+    assert runner.next() == (8, None)
