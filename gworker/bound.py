@@ -16,7 +16,7 @@ from gworker.local import local_instance
 from gworker.mapping import MapRun, zipped
 from gworker.observe.progress import ProgressBar, Ticker
 from gworker.retries import Retries
-from gworker.router.calls import NOBODY, Plan, RoutedCall
+from gworker.router.calls import Plan, RoutedCall
 from gworker.wire import Packed, pack, pack_arguments, unpack
 
 if TYPE_CHECKING:
@@ -197,20 +197,17 @@ class Remote(_Way[P, R]):
         waiting = self._bound._refuse_deadlock("remote", blocks=True)
         call: SpawnedCall[R]
         router, call = self._bound._new_call(args, kwargs, waiting)
+        way = router.express.take(call)
+        if way is None:
+            router.submit(call)
+        elif (result := way.run(call)) is not None:
+            value: R = unpack(result)
+            return value
         try:
-            way = router.express.take(call)
-            if way is None:
-                router.submit(call)
-            elif (result := way.run(call)) is not None:
-                value: R = unpack(result)
-                return value
-            try:
-                return call.get()
-            except BaseException:
-                call.cancel()
-                raise
-        finally:
-            call.sink = NOBODY  # not itself, however this ends: so it is freed at once, with its arguments
+            return call.get()
+        except BaseException:
+            call.cancel()
+            raise
 
     async def aio(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The same for `await`. Cancelling the task that awaits it cancels the call."""
@@ -394,11 +391,7 @@ class BoundMethod(_Bound, Generic[P, R]):
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], waiting: tuple[WaitingPool, ...] = ()
     ) -> Call[R]:
         router, call = self._new_call(args, kwargs, waiting)
-        try:
-            router.submit(call)
-        except BaseException:  # QueueFull, say, and the caller tries again
-            call.sink = NOBODY  # not itself: so it is freed at once, with its arguments
-            raise
+        router.submit(call)
         return call
 
     if not TYPE_CHECKING:

@@ -56,7 +56,7 @@ class Call(abc.ABC, Generic[R]):
 
 
 class SpawnedCall(RoutedCall, Call[R]):
-    """A call that its caller holds, which is its own sink.
+    """A call that its caller holds: told of its outcome, it keeps it.
 
     Lighter than a future: nothing is locked, and what those need that wait is made when they come. One object rather
     than two: a collection of garbage in a caller's process looks at all that ten thousand calls are made of.
@@ -72,7 +72,7 @@ class SpawnedCall(RoutedCall, Call[R]):
         deadline: float | None = None,
         waiting: tuple[WaitingPool, ...] = (),
     ) -> None:
-        super().__init__(plan, arguments, self, deadline, 0, waiting)
+        super().__init__(plan, arguments, NOBODY, deadline, 0, waiting)
         self._router = router
         self._outcome: Packed | Problem = _UNSET
         self._value: Any = _UNSET
@@ -176,7 +176,6 @@ class SpawnedCall(RoutedCall, Call[R]):
 
     def _settle(self, outcome: Packed | Problem) -> None:
         self._outcome = outcome
-        self.sink = NOBODY  # not itself: so it is freed at once, and not by the garbage collector
         waiting = self._waiting
         while isinstance(waiting, list) and waiting:
             try:
@@ -187,8 +186,6 @@ class SpawnedCall(RoutedCall, Call[R]):
                 callback()
             except Exception:  # the event loop of one may be closed; that must not cost another its outcome
                 log.warning("whoever waited for %r is gone", self, exc_info=True)
-
-    # Its own sink.
 
     def returned(self, result: Packed) -> None:
         """See Sink."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from gworker.loans import Loans
 
 MAGIC = b"gworker"
-VERSION = 3
+VERSION = 4
 NONCE_BYTES = 16
 SECRET_BYTES = 32
 _DIGEST_BYTES = 32

@@ -62,7 +62,7 @@ class Sink(Protocol):
 
 
 class _Nobody:
-    """Waits for nothing any more."""
+    """Waits for nothing."""
 
     def returned(self, result: Packed) -> None:
         """See Sink."""
@@ -134,6 +134,24 @@ class RoutedCall:
         self.started = False
         self.reached_worker = False
         self.over = False
+
+    # Its sink, which a `SpawnedCall` needs none of.
+
+    def returned(self, result: Packed) -> None:
+        """See Sink."""
+        self.sink.returned(result)
+
+    def raised(self, problem: Problem) -> None:
+        """See Sink."""
+        self.sink.raised(problem)
+
+    def item(self, item: Packed) -> None:
+        """See Sink."""
+        self.sink.item(item)
+
+    def ended(self) -> None:
+        """See Sink."""
+        self.sink.ended()
 
     @property
     def id(self) -> str:

@@ -354,14 +354,14 @@ class Router:
         if kind is Returned:
             self.account(call, message)
             self._finish(call)
-            self._hand_over(call, call.sink.returned, message.result)
+            self._hand_over(call, call.returned, message.result)
         elif isinstance(message, Item):
             call.items += 1
-            self._hand_over(call, call.sink.item, message.item)
+            self._hand_over(call, call.item, message.item)
         elif isinstance(message, Ended):
             self.account(call, message)
             self._finish(call)
-            self._hand_over(call, call.sink.ended)
+            self._hand_over(call, call.ended)
         elif isinstance(message, Raised):
             self.account(call, message)
             self._failed(link, call, message)
@@ -472,7 +472,7 @@ class Router:
             # Once the lane has sent that: it may be idle then, and says nothing of it.
             self._loop.call_soon(self.on_progress, link)
         self._finish(call)
-        self._hand_over(call, call.sink.raised, Problem(error, cause))
+        self._hand_over(call, call.raised, Problem(error, cause))
 
     def _hand_over(self, call: RoutedCall, deliver: Callable[..., None], *outcome: Any) -> None:
         # A consumer whose event loop is closed raises; that must not cost other calls their outcome.

@@ -46,7 +46,7 @@ class FakeRouter:
         loop = asyncio.get_running_loop()
         if self.fail is not None:
             call.over = True
-            loop.call_soon(call.sink.raised, Problem(self.fail))
+            loop.call_soon(call.raised, Problem(self.fail))
             return
         self._tasks[call.number] = loop.create_task(self._run(call))
         if call.deadline is not None:
@@ -67,7 +67,7 @@ class FakeRouter:
     def _end(self, call: RoutedCall, error: GWorkerError) -> None:
         call.over = True
         self._tasks[call.number].cancel()
-        call.sink.raised(Problem(error))
+        call.raised(Problem(error))
 
     async def _run(self, call: RoutedCall) -> None:
         method = self._cls.spec.methods[call.plan.method]
@@ -85,27 +85,27 @@ class FakeRouter:
             if method.is_generator:
                 await self._items(call, result)
                 call.over = True
-                call.sink.ended()
+                call.ended()
                 return
             if inspect.isawaitable(result):
                 result = await result
             packed = pack(result[0] if method.batch is not None else result)
             call.over = True
-            call.sink.returned(packed)
+            call.returned(packed)
         except Exception as error:
             call.over = True
-            call.sink.raised(Problem(pack_exception(error)))
+            call.raised(Problem(pack_exception(error)))
 
     async def _items(self, call: RoutedCall, items: Any) -> None:
         if inspect.isasyncgen(items):
             try:
                 async for item in items:
-                    call.sink.item(pack(item))
+                    call.item(pack(item))
             finally:
                 await items.aclose()
         else:
             for item in items:
-                call.sink.item(pack(item))
+                call.item(pack(item))
 
     async def _host(self, name: str) -> Any:
         if name not in self._hosts:
