@@ -51,20 +51,20 @@ test-fast: $(STAMP)  ## the tests that need no Ray
 	$(BIN)/python -m pytest -m "$(FAST)"
 
 # Most of their time the tests on a Ray wait for processes to start, so two halves run side by side, each on its own Ray:
-# what calls travel by, and all the rest.
+# the contract and the faults of what calls travel by and to, and all the rest. They take about as long.
 SLOW := not ($(FAST)) and not browser
-LANES := tests/chaos/test_direct.py tests/chaos/test_express.py tests/chaos/test_lent_memory.py
+FAULTS := $(addprefix tests/chaos/, test_crashes.py test_direct.py test_express.py test_lent_memory.py)
 
 test-cluster: $(STAMP) ## the tests on a real local Ray, the guide, the typing tests and the slow ones
 	@mkdir -p build; \
 	{ failed=0; \
 	$(BIN)/python -m pytest -m "$(SLOW)" tests/contract || failed=1; \
-	$(BIN)/python -m pytest -m "$(SLOW)" $(LANES) --durations=10 || failed=1; \
-	exit $$failed; } > build/lanes.log 2>&1 & lanes=$$!; \
+	$(BIN)/python -m pytest -m "$(SLOW)" $(FAULTS) --durations=10 || failed=1; \
+	exit $$failed; } > build/contract.log 2>&1 & contract=$$!; \
 	failed=0; \
-	$(BIN)/python -m pytest -m "$(SLOW)" --ignore tests/contract $(LANES:%=--ignore %) --durations=10 || failed=1; \
-	wait $$lanes || failed=1; \
-	cat build/lanes.log; \
+	$(BIN)/python -m pytest -m "$(SLOW)" --ignore tests/contract $(FAULTS:%=--ignore %) --durations=10 || failed=1; \
+	wait $$contract || failed=1; \
+	cat build/contract.log; \
 	exit $$failed
 
 test-browser: $(STAMP) ## the status page in headless chromium, which has to be installed; not part of `make test`
