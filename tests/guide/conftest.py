@@ -1,8 +1,9 @@
-"""Plays the guide in the background, once for each import name, from the moment the session starts.
+"""Plays the guide in the background, once for each import name, while other tests run.
 
 The probe of the guide needs up to 95 s to have its worker replaced (`period_s=30, failures=3`). The plays wait for that
 while other tests run. Their workers have the lowest priority, so that they take no time from them; Ray itself does not,
-because it gives up where its node takes more than 30 s to start.
+because it gives up where the agents of its node take more than 15 s to start. So one play begins after another, and the
+first when a test has ended: the session's own Ray is up then.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,11 @@ class Play:
                 start_new_session=True,
             )
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether it waits for its probe only, or has ended."""
+        return (self.folder / "facts.json").exists() or self.process.poll() is not None
+
     def finish(self, timeout_s: float) -> Played:
         """Wait for the end of the play."""
         try:
@@ -96,27 +103,55 @@ class Play:
             self.process.wait()
 
 
-_plays: dict[str, Play] = {}
+class Director:
+    """A plugin that starts the plays which the chosen tests will ask for: a hook of this file would see few tests."""
+
+    def __init__(self, folders: pytest.TempPathFactory, wanted: list[str]) -> None:
+        self._folders = folders
+        self._wanted = wanted
+        self._plays: dict[str, Play] = {}
+
+    def pytest_runtest_logfinish(self) -> None:
+        """A test has ended."""
+        self._go_on()
+
+    def played(self, import_name: str) -> Played:
+        """Wait for the end of a play."""
+        play = self._play(import_name)
+        while not play.is_settled:
+            time.sleep(0.1)
+        self._go_on()
+        return play.finish(170.0)
+
+    def _go_on(self) -> None:
+        waiting = [import_name for import_name in self._wanted if import_name not in self._plays]
+        if waiting and all(play.is_settled for play in self._plays.values()):
+            self._play(waiting[0])
+
+    def _play(self, import_name: str) -> Play:
+        """One that has begun, or begins now."""
+        if import_name not in self._plays:
+            self._plays[import_name] = Play(import_name, self._folders.mktemp("guide"))
+        return self._plays[import_name]
+
+    def pytest_sessionfinish(self) -> None:
+        """End what still plays."""
+        for play in self._plays.values():
+            play.end()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start the plays that the chosen tests will ask for."""
+    """Begin to direct."""
     if session.config.option.collectonly:
         return
-    wanted = {item.callspec.params.get("played") for item in session.items if hasattr(item, "callspec")}
+    asked = {item.callspec.params.get("played") for item in session.items if hasattr(item, "callspec")}
     folders = session.config._tmp_path_factory  # type: ignore[attr-defined]  # no fixture is at hand yet
-    for import_name in PLAYS:
-        if import_name in wanted:
-            _plays[import_name] = Play(import_name, folders.mktemp("guide"))
-
-
-def pytest_sessionfinish() -> None:
-    """End what still plays."""
-    for play in _plays.values():
-        play.end()
+    director = Director(folders, [import_name for import_name in PLAYS if import_name in asked])
+    session.config.pluginmanager.register(director, "guide-director")
 
 
 @pytest.fixture(scope="session", params=list(PLAYS))
 def played(request: pytest.FixtureRequest) -> Played:
     """The guide, played under one of its two import names."""
-    return _plays[request.param].finish(170.0)
+    director: Director = request.config.pluginmanager.get_plugin("guide-director")
+    return director.played(request.param)
