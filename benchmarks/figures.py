@@ -6,6 +6,7 @@ Pure: nothing here measures, and everything can be made again from the JSON that
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -204,7 +205,7 @@ def results(reports: Mapping[str, Mapping[str, Any]]) -> str:
     judged = [verdict for report in read for _, verdict in verdicts(report)]
     parts = ["# Results", INTRO]
     if dated:
-        where = _where(dated[-1])
+        where = Counter(map(_where, reversed(dated))).most_common(1)[0][0]  # of equals the one that was measured last
         parts += [where, f"Of {len(judged)} promises, {sum(verdict.met is True for verdict in judged)} were met."]
         for report in dated:
             if (elsewhere := _where(report)) != where:
