@@ -195,12 +195,6 @@ class SpawnedCall(RoutedCall, Call[R]):
         """See Sink."""
         self._settle(problem)
 
-    def item(self, item: Packed) -> None:
-        """See Sink; a plain call has no items."""
-
-    def ended(self) -> None:
-        """See Sink; a plain call ends by returning."""
-
 
 def _settle(future: asyncio.Future[None]) -> None:
     if not future.done():

@@ -50,8 +50,6 @@ class Work:
     emit: Callable[[Packed], object]
     gate: StreamGate | None = None
     stopped = False
-    # When it began, where it runs; None before.
-    began: float | None
     _batch = 0
     _values: Mapping[str, Any] = MappingProxyType({})
     _context: CallContext | None = None
@@ -60,7 +58,7 @@ class Work:
         self.instance = instance
         self.method = method
         self.inputs = inputs
-        self.began = None
+        self.began: float | None = None  # when it began, where it runs
         if method.batch is not None:
             self._batch = next(_batch_numbers)
 

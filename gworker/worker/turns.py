@@ -19,8 +19,7 @@ class Turns:
 
     def next(self, caller: str) -> int:
         """The turn of one more input of `caller`."""
-        last, now = self._last.get(caller, 0), self._now
-        turn = self._last[caller] = (max(now, last)) + 1
+        turn = self._last[caller] = max(self._last.get(caller, 0), self._now) + 1
         return turn
 
     def begin(self, turn: int) -> None:

@@ -153,11 +153,11 @@ def test_all_that_wait_are_told_however_they_meet_with_the_outcome(elsewhere: Th
 def test_who_waits_for_so_long_is_told_and_leaves_nothing_behind(elsewhere: ThreadPoolExecutor) -> None:
     call = sent_call()
     for _ in range(3000):  # as one that looks again and again does
-        with pytest.raises(TimeoutError, match=r"Embedder\.embed \(call \S+\) has no result after 0 s"):
+        with pytest.raises(TimeoutError, match=rf"Embedder\.embed \(call {call.id}\) has no result after 0 s"):
             call.get(timeout_s=0)
     with pytest.raises(TimeoutError):
         call.get(timeout_s=0.01)
-    assert not call._waiting
+    assert call._waiting == []
     elsewhere.submit(call.returned, pack(7)).result()
     assert call.get(timeout_s=0) == call.get(timeout_s=0.01) == call.get() == 7
 
@@ -167,7 +167,7 @@ async def test_who_stops_awaiting_leaves_nothing_behind_and_the_call_goes_on(els
     for _ in range(10):
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(call, 0.001)
-    assert not call._waiting and not call.done()
+    assert call._waiting == [] and not call.done()
     elsewhere.submit(call.returned, pack(7))
     assert await call == 7
 
@@ -228,7 +228,7 @@ def test_ctrl_c_ends_the_wait_and_not_the_call(elsewhere: ThreadPoolExecutor) ->
         with pytest.raises(KeyboardInterrupt):
             call.get(timeout_s)
         interrupting.result()
-        assert not call._waiting and not call.done()
+        assert call._waiting == [] and not call.done()
     elsewhere.submit(call.returned, pack(7)).result()
     assert call.get() == 7
 

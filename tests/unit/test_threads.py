@@ -194,16 +194,16 @@ def test_one_that_is_thrown_away_with_its_loop_is_not_told_of(runner: Runner) ->
 
 
 def test_a_task_factory_that_fails_is_told_of(runner: Runner) -> None:
-    """One of two arguments, as they were before Python 3.11, set by the user's code on its loop."""
+    """As one of two arguments does since Python 3.11, set by the user's code on its loop."""
 
-    def factory(loop: asyncio.AbstractEventLoop, coroutine: Any) -> Any:
-        return asyncio.Task(coroutine, loop=loop)
+    def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **more: Any) -> Any:
+        raise TypeError("unexpected")
 
     loop = runner.loop.loop
     loop.call_soon_threadsafe(loop.set_task_factory, factory)
     runner.launch(asyncio.sleep(0, 7))
     result, error = runner.next()
-    assert result == 7 or isinstance(error, TypeError)
+    assert result is None and isinstance(error, TypeError)
     loop.call_soon_threadsafe(loop.set_task_factory, None)
     runner.launch(asyncio.sleep(0, 8))
     assert runner.next() == (8, None)
