@@ -29,7 +29,7 @@ LIMITS_S = {
     "arrays": 240,
     "http_echo": 240,
     "http_batching": 300,
-    "batching": 240,
+    "batching": 600,
     "streaming": 240,
     "weights": 240,
     "fairness": 300,
