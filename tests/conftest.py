@@ -78,14 +78,6 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="session", params=["direct", "ray"])
-def lane(request: pytest.FixtureRequest, ray_cluster: None) -> Iterator[str]:
-    """The lane that calls travel on: every test of the contract runs once on each."""
-    os.environ["GWORKER_LANE"] = request.param
-    yield str(request.param)
-    del os.environ["GWORKER_LANE"]
-
-
 @pytest.fixture
 def make_app(ray_cluster: None) -> Iterator[Callable[[], Any]]:
     """Makes apps with names of their own; they are stopped, without draining, when the test ends."""

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gworker import clock
 from gworker.code import CodePackage
@@ -27,7 +28,7 @@ from gworker.control.checkpoint import Checkpoint, Journal
 from gworker.control.demands import Demands
 from gworker.control.keeper import House, Keeper
 from gworker.control.lender import Borrower, Lender
-from gworker.control.placement import Nodes
+from gworker.control.nodes import Nodes
 from gworker.control.pool import Pool, Start
 from gworker.control.rollout import Progress
 from gworker.control.room import Room
@@ -548,12 +549,16 @@ class Controller:
 def create_controller(boot: ControllerBoot) -> Any:
     """Start an app's controller. Each open watch counts as one call.
 
-    It ends with the process that called this, unless it is `deployed`: then it is found by the app's name, and there is
-    never more than one.
+    It ends with the process that called this, and runs on its node, so that the loss of another one cannot end it. A
+    `deployed` one lives on: it is found by the app's name, and there is never more than one.
     """
     options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 10_000, "max_restarts": 0}
     if boot.deployed:
         options |= deployment.controller_options(boot.app_name)
+    else:
+        here = ray.get_runtime_context().get_node_id()
+        # Not soft: Ray would put what asks for no resources on any node (ray-project/ray#25360).
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=False)
     return ray.remote(GWorkerController).options(**options).remote(boot)
 
 

@@ -20,7 +20,8 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayError
 
 from gworker import clock
-from gworker.control.placement import Nodes, actor_options, describe_requirement, what_no_node_has
+from gworker.control.nodes import Nodes
+from gworker.control.placement import actor_options, describe_requirement, what_no_node_has
 from gworker.control.pool import Pool
 from gworker.control.prober import Prober, result_of
 from gworker.control.workers import Worker, WorkerState
@@ -94,7 +95,9 @@ class Keeper:
             if not await self._entered(started, adopted=find is not None):
                 return
             self.settled.set()
-            await self._watch()
+            reason = await self._watch()
+            self.kill()
+            self._died(reason)
         except (RayError, ValueError) as error:
             self.kill()  # it may be alive, out of our reach
             self._died(death_reason(error))
@@ -121,7 +124,9 @@ class Keeper:
             code=definition.code,
             orphaned_s=self._house.orphaned_s,
         )
-        return create_worker(boot, actor_options(definition.options) | self._house.actor_extra(self.worker.id))
+        house = self._house
+        options = actor_options(definition.options) | house.nodes.actor_options() | house.actor_extra(self.worker.id)
+        return create_worker(boot, options)
 
     async def _placed(self, ready: asyncio.Future[Any]) -> None:
         """Wait until Ray has found a place; meanwhile say what it lacks."""
@@ -180,8 +185,8 @@ class Keeper:
             self._probers.append(self._house.spawn(prober.run()))
         return True
 
-    async def _watch(self) -> None:
-        """Hear of trouble, until the process dies."""
+    async def _watch(self) -> str:
+        """Hear of trouble, until the process dies: why, where Ray does not say it by an error."""
         seen = 0
         unreachable_since: float | None = None
         while True:
@@ -189,9 +194,11 @@ class Keeper:
                 troubles: list[Trouble] = await self.worker.actor.watch.remote(seen)
             except ActorUnavailableError:
                 # The connection broke; the process may be alive.
+                node_id = self.worker.node_id
+                if node_id and await self._house.nodes.is_lost(node_id):
+                    return f"node lost: nobody listens at the address of its node {node_id}"
                 unreachable_since = unreachable_since or clock.now()
                 if clock.now() - unreachable_since > UNREACHABLE_S:
-                    self.kill()
                     raise
                 await asyncio.sleep(1.0)
                 continue

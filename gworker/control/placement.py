@@ -7,11 +7,7 @@ from typing import Any
 
 import ray
 
-from gworker import clock
 from gworker.options import Options
-
-# How long what is known of the cluster's nodes is good for.
-NODES_S = 0.3
 
 
 def actor_options(options: Options) -> dict[str, Any]:
@@ -118,25 +114,6 @@ def affordable(
     for other in others:
         subtract(left, other)
     return min(count, max(how_often(needs, left), owed))
-
-
-def node_totals() -> list[dict[str, float]]:
-    """The resources of each node that is alive, by Ray's names."""
-    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-
-
-class Nodes:
-    """The cluster's nodes, for many who ask again and again: Ray is asked once in `NODES_S`."""
-
-    def __init__(self) -> None:
-        self._totals: list[dict[str, float]] = []
-        self._asked_at = float("-inf")
-
-    def totals(self) -> list[dict[str, float]]:
-        """The resources of each node that is alive, by Ray's names."""
-        if clock.now() - self._asked_at >= NODES_S:
-            self._totals, self._asked_at = node_totals(), clock.now()
-        return self._totals
 
 
 def free_resources(held: Iterable[tuple[Mapping[str, float], bool]]) -> dict[str, float]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from gworker.control.nodes import node_totals
 from gworker.control.placement import (
     affordable,
     free_resources,
     how_often,
-    node_totals,
     requirement,
     unheld_resources,
     what_no_node_has,

@@ -114,8 +114,9 @@ class _Wire(Connection):
 class DirectLane:
     """The lane over a connection of its own.
 
-    `same_node` says whether the Unix socket can be reached; `ask_tcp` gives the worker's TCP address. `fall_back` makes
-    the ray lane where there is no other way. `taken_up` is for a session that was begun over a Unix socket.
+    `same_node` says whether the Unix socket can be reached; `ask_tcp` asks the worker, by way of Ray, for its TCP
+    address. `fall_back` makes the ray lane where there is no other way: not to a worker that does not answer there,
+    either. `taken_up` is for a session that was begun over a Unix socket.
     """
 
     vouches_for_starts = False
@@ -147,6 +148,7 @@ class DirectLane:
         self._scheduled = False
         self._way: _Way | None = None
         self._tcp: tuple[str, int] | None = None
+        self._unanswered = False
         self._room = Room(capacity)
         self._inputs: set[int] = set()
         self._outgoing: deque[Any] = deque()
@@ -330,7 +332,9 @@ class DirectLane:
                 return  # it came to pass at the last moment
         if self._closed:
             return
-        if self._way is None:
+        if self._way is None and self._unanswered:
+            self._break(ConnectionError(f"it answers neither on a connection of its own nor by way of Ray: {error!r}"))
+        elif self._way is None:
             self._give_up(error)
         elif isinstance(error, GivenUpError):
             self._break(error)
@@ -358,7 +362,9 @@ class DirectLane:
 
     async def _by_tcp(self) -> bool:
         if self._tcp is None:
+            self._unanswered = True
             self._tcp = await self._ask_tcp()
+            self._unanswered = False
         if self._tcp is None:
             return False
         wire = self._new_wire(self._by_tcp)

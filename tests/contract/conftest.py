@@ -1,12 +1,21 @@
-"""What the contract suite shares: the app of a module."""
+"""What the contract suite shares: the lane that calls travel on, and the app of a module."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 import gworker as gw
+
+
+@pytest.fixture(scope="module", params=["direct", "ray"])
+def lane(request: pytest.FixtureRequest, ray_cluster: None) -> Iterator[str]:
+    """The lane that calls travel on: every test of the contract runs once on each."""
+    os.environ["GWORKER_LANE"] = request.param
+    yield str(request.param)
+    del os.environ["GWORKER_LANE"]
 
 
 @pytest.fixture(scope="module")

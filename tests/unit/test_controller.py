@@ -13,6 +13,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from gworker.code import CodePackage
 from gworker.control import checkpoint as checkpoint_module
 from gworker.control import keeper as keeper_module
+from gworker.control import nodes as nodes_module
 from gworker.control import placement as placement_module
 from gworker.control.board import Route
 from gworker.control.controller import Controller, ControllerBoot
@@ -49,9 +50,10 @@ class Method:
 class FakeWorker:
     """A worker's actor. It is placed where there is room, comes up when `world` lets its class, ends when killed."""
 
-    def __init__(self, world: World, boot: WorkerBoot) -> None:
+    def __init__(self, world: World, boot: WorkerBoot, options: Any) -> None:
         self.world = world
         self.boot = boot
+        self.options = options
         self.killed = asyncio.Event()
         self.placed = False
         self.starts = 0
@@ -143,6 +145,7 @@ class World:
         self.room = 1000
         self.reachable = True
         self.asked_for_nodes = 0
+        self.refusing: set[str] = set()
         self.workers: dict[str, FakeWorker] = {}
         self.failing: dict[int, str] = {}
         self.killed_itself = 0
@@ -152,7 +155,7 @@ class World:
     # --- what Ray is to the controller
 
     def create_worker(self, boot: WorkerBoot, options: Any) -> FakeWorker:
-        worker = self.workers[boot.worker_id] = FakeWorker(self, boot)
+        worker = self.workers[boot.worker_id] = FakeWorker(self, boot, options)
         return worker
 
     def find_worker(self, app_name: str, worker_id: str) -> FakeWorker:
@@ -174,7 +177,16 @@ class World:
 
     def nodes(self) -> list[dict[str, Any]]:
         self.asked_for_nodes += 1
-        return [{"Alive": True, "Resources": {"CPU": 1000.0}}]
+        return [
+            {
+                "NodeID": node,
+                "Alive": True,
+                "Resources": {"CPU": 1000.0},
+                "NodeManagerAddress": node,
+                "NodeManagerPort": 1,
+            }
+            for node in ("node", "other")
+        ]
 
     def available_resources(self) -> dict[str, float]:
         return {"CPU": float(self.room - sum(w.placed for w in self.workers.values()))}
@@ -242,6 +254,7 @@ async def world(timeline: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     monkeypatch.setattr(placement_module.ray, "cluster_resources", world.cluster_resources)
     monkeypatch.setattr(placement_module.ray, "available_resources", world.available_resources)
     monkeypatch.setattr(placement_module.ray, "nodes", world.nodes)
+    monkeypatch.setattr(nodes_module, "_refuses", lambda host, port: host in world.refusing)
     monkeypatch.setattr(keeper_module, "create_worker", world.create_worker)
     monkeypatch.setattr(keeper_module.ray, "kill", world.kill)
     yield world
@@ -521,6 +534,24 @@ async def test_a_worker_that_is_given_up_is_killed_though_it_may_live(world: Wor
     await world.pass_time(60)
     assert first.killed.is_set() == (during == "start"), "one that serves is given time to come back"
     assert len(world.workers) == 1
+
+
+async def test_a_worker_whose_node_is_lost_is_replaced_at_once_and_on_another_node(world: World) -> None:
+    controller = await world.controller()
+    await controller.deploy(classes(deployed(min_workers=1)))
+    await world.pass_time(2)
+    (first,) = world.workers.values()
+    assert "label_selector" not in first.options
+    world.refusing.add("node")
+    first.fail.set_result(ActorUnavailableError("the connection broke", b"\0" * 16))
+    await world.pass_time(1)
+    assert first.killed.is_set()
+    (second,) = world.workers.values()
+    assert second.options["label_selector"] == {"ray.io/node-id": "!in(node)"}
+    events = (await controller.status()).events
+    assert ("crashed", "node lost: nobody listens at the address of its node node") in {
+        (event.action, event.reason) for event in events
+    }
 
 
 # --- a controller that dies ----------------------------------------------------------------------------------------

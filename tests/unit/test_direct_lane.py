@@ -921,10 +921,14 @@ def no_such_node() -> Any:
     raise RuntimeError("the actor is dead")
 
 
+async def no_answer() -> Any:
+    await asyncio.Event().wait()
+
+
 @pytest.mark.parametrize(
     ("same_node", "tcp"),
-    [(True, None), (False, None), (False, no_such_node), (False, lambda: ("127.0.0.1", 1))],
-    ids=["missing file", "no TCP", "TCP raises", "TCP refused"],
+    [(True, None), (False, None), (False, lambda: ("127.0.0.1", 1))],
+    ids=["missing file", "no TCP", "TCP refused"],
 )
 async def test_where_no_connection_can_be_had_everything_goes_by_the_ray_lane_and_that_is_said_once(
     pair: Pair, same_node: bool, tcp: Any, caplog: pytest.LogCaptureFixture
@@ -946,6 +950,20 @@ async def test_where_no_connection_can_be_had_everything_goes_by_the_ray_lane_an
     assert caplog.text.count("calls go by Ray actor calls") == 1
     lane.close()
     assert pair.fallback.closed
+
+
+@pytest.mark.parametrize("tcp", [no_such_node, no_answer])
+@pytest.mark.parametrize("same_node", [True, False])
+async def test_a_worker_that_does_not_answer_by_way_of_ray_is_sent_no_call_that_way(
+    pair: Pair, caller: Caller, same_node: bool, tcp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "CONNECT_S", 0.05)
+    os.unlink(pair.address.path)
+    lane = pair.lane(caller, same_node=same_node, tcp=tcp)
+    assert lane.available() == 0
+    await until(lambda: caller.broken)
+    assert "neither on a connection of its own nor by way of Ray" in str(caller.broken[0])
+    assert lane._other is None
 
 
 async def test_a_worker_that_accepts_and_is_silent_is_passed_over_for_the_ray_lane(

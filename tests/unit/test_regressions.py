@@ -122,6 +122,16 @@ async def test_a_worker_that_lives_is_linked_again_under_another_name(bench: Ben
     assert told(call) == [("returned", "result")]
 
 
+async def test_a_worker_that_lives_is_linked_again_without_any_news_of_it(bench: Bench) -> None:
+    await bench.show("a")
+    bench.lane().dies()
+    call = await bench.call()
+    await bench.timeline.advance(RELINK_AFTER_S - 0.1)
+    assert len(bench.pool.made) == 1
+    await bench.timeline.advance(0.2)
+    assert [message.call_id for message in bench.pool.made[-1].submits()] == [call.number]
+
+
 # --- .map ---------------------------------------------------------------------------------------------------------
 
 

@@ -281,7 +281,8 @@ _failures = st.builds(
     st.booleans(),
 )
 _waits = st.lists(st.builds(WaitingPool, st.text(max_size=5), st.booleans()), max_size=2).map(tuple)
-_limits = st.none() | st.floats(0, 100)
+_seconds = st.floats(0, 100)
+_limits = st.none() | _seconds
 _submits = st.builds(
     Submit, _calls, st.text(max_size=5), st.text(max_size=5), _packed, st.none() | _packed, st.text(max_size=5),
     st.integers(1, 9), _limits, _limits, st.integers(0, 9), st.integers(0, 9), _waits,
@@ -293,10 +294,19 @@ _ups = st.builds(
 _answers = (
     st.builds(Started, _calls)
     | st.builds(Busy, _calls)
-    | st.builds(Returned, _calls, _packed)
-    | st.builds(Raised, _calls, _failures, st.integers(1, 9), st.sampled_from(["user", "system", "nobody"]))
+    | st.builds(Returned, _calls, _packed, _seconds, _seconds)
+    | st.builds(
+        Raised,
+        _calls,
+        _failures,
+        st.integers(1, 9),
+        st.sampled_from(["user", "system", "nobody"]),
+        _limits,
+        _limits,
+        st.sampled_from(["timeout_s", "deadline_s", None]),
+    )
     | st.builds(Item, _calls, _packed)
-    | st.builds(Ended, _calls)
+    | st.builds(Ended, _calls, _seconds, _seconds)
 )
 _downs = st.builds(
     Down, _calls, st.integers(-1, 9), st.integers(0, 9), st.booleans(), st.lists(_answers, max_size=4)
