@@ -105,6 +105,9 @@ class SpawnedCall(RoutedCall, Call[R]):
             state = f"raised {outcome.type_name}" if isinstance(outcome, Problem) else "returned"
         return f"<gworker.Call {self.label} {self.id}: {state}>"
 
+    def __dir__(self) -> list[str]:
+        return dir(Call)  # what the router keeps here is no business of who completes names
+
     def _unpacked(self) -> R:
         outcome = self._outcome
         if isinstance(outcome, Problem):

@@ -241,3 +241,7 @@ def test_who_asks_to_be_told_of_what_has_come_is_told_at_once_and_alone() -> Non
     assert seen == ["first"]
     call._when_done(lambda: seen.append("second"))
     assert seen == ["first", "second"]
+
+
+def test_who_completes_names_is_shown_what_callers_use() -> None:
+    assert [name for name in dir(sent_call()) if not name.startswith("_")] == ["cancel", "done", "get", "id"]
