@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
+from collections.abc import Collection
 from typing import Any
 
 import ray
 
 from gworker import clock
 
+log = logging.getLogger("gworker.controller")
+
 # How long what is known of the cluster's nodes is good for.
 NODES_S = 0.3
 # How long a lost node may take to refuse a connection.
 REFUSAL_S = 1.0
-# How long a node is taken for lost that Ray takes for alive: after 15 s, with its defaults, the two agree.
+# How long a lost node is passed over: Ray knows of it after 15 s, with its defaults.
 LOST_S = 60.0
 
 
@@ -33,21 +37,28 @@ class Nodes:
 
     def totals(self) -> list[dict[str, float]]:
         """The resources of each node that is alive, by Ray's names."""
-        self._look()
-        return [resources for node_id, resources in self._totals.items() if node_id not in self._lost]
+        now = clock.now()
+        if now - self._asked_at >= NODES_S:
+            self._totals, self._asked_at = _alive(), now
+        lost = self._still_lost()
+        return [resources for node_id, resources in self._totals.items() if node_id not in lost]
 
     def actor_options(self) -> dict[str, Any]:
         """What keeps an actor off lost nodes. Ray would place it there, and hear of that when it learns of the loss."""
-        if self._lost:
-            self._look()
-        return {"label_selector": {"ray.io/node-id": f"!in({','.join(self._lost)})"}} if self._lost else {}
+        lost = self._still_lost()
+        return {"label_selector": {"ray.io/node-id": f"!in({','.join(lost)})"}} if lost else {}
 
     async def is_lost(self, node_id: str) -> bool:
         """Whether a node is gone: nobody listens at its address.
 
-        One that does not even refuse may be cut off for a moment, and is not lost as long as Ray knows it.
+        One that does not even refuse may be cut off for a moment, and so may Ray's head node: what it does not tell
+        proves nothing.
         """
-        address = (await asyncio.to_thread(_addresses)).get(node_id)
+        try:
+            address = (await asyncio.to_thread(_addresses)).get(node_id)
+        except Exception:
+            log.debug("Ray does not tell its nodes", exc_info=True)
+            return False
         if address is None:
             return True
         if await asyncio.to_thread(_refuses, *address):
@@ -55,11 +66,10 @@ class Nodes:
             return True
         return False
 
-    def _look(self) -> None:
+    def _still_lost(self) -> Collection[str]:
         now = clock.now()
-        if now - self._asked_at >= NODES_S:
-            self._totals, self._asked_at = _alive(), now
-            self._lost = {n: at for n, at in self._lost.items() if n in self._totals and now - at < LOST_S}
+        self._lost = {node_id: at for node_id, at in self._lost.items() if now - at < LOST_S}
+        return self._lost
 
 
 def _alive() -> dict[str, dict[str, float]]:

@@ -10,7 +10,7 @@ import pytest
 
 from gworker import clock
 from gworker.control import nodes as nodes_module
-from gworker.control.nodes import LOST_S, NODES_S, Nodes
+from gworker.control.nodes import LOST_S, Nodes
 
 
 class Cluster:
@@ -74,26 +74,24 @@ async def test_a_node_is_lost_once_nobody_listens_there(cluster: Cluster, passin
     assert nodes.actor_options() == {"label_selector": {"ray.io/node-id": "!in(a,b)"}}
 
 
-async def test_a_node_that_ray_does_not_know_any_more_is_lost_and_needs_no_passing_over(
-    cluster: Cluster, passing: Any
-) -> None:
+async def test_a_node_that_ray_does_not_know_any_more_is_lost(cluster: Cluster, passing: Any) -> None:
     nodes = Nodes()
-    cluster.lose("a")
-    assert await nodes.is_lost("a")
     cluster.told["a"]["Alive"] = False
-    passing(NODES_S)
     assert await nodes.is_lost("a")
     assert nodes.actor_options() == {}
     assert nodes.totals() == [{"CPU": 8}]
 
 
-async def test_a_node_that_ray_takes_for_alive_for_long_is_used_again(cluster: Cluster, passing: Any) -> None:
+async def test_a_lost_node_that_ray_still_takes_for_alive_after_long_is_used_again(
+    cluster: Cluster, passing: Any
+) -> None:
     nodes = Nodes()
     cluster.lose("a")
     assert await nodes.is_lost("a")
-    passing(LOST_S + 1)
-    assert nodes.actor_options() == {}
-    assert len(nodes.totals()) == 2
+    passing(LOST_S - 1)
+    assert nodes.actor_options() != {} and len(nodes.totals()) == 1
+    passing(2)
+    assert nodes.actor_options() == {} and len(nodes.totals()) == 2
 
 
 async def test_a_node_that_does_not_answer_at_all_is_not_lost(
@@ -106,6 +104,16 @@ async def test_a_node_that_does_not_answer_at_all_is_not_lost(
     nodes = Nodes()
     assert not await nodes.is_lost("a")
     assert nodes.actor_options() == {}
+
+
+async def test_a_head_node_that_does_not_answer_makes_no_node_a_lost_one(
+    cluster: Cluster, passing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_reach() -> Any:
+        raise RuntimeError("GCS is unavailable")
+
+    monkeypatch.setattr(nodes_module.ray, "nodes", out_of_reach)
+    assert not await Nodes().is_lost("a")
 
 
 async def test_ray_is_asked_once_for_many_and_not_at_all_where_nothing_is_lost(cluster: Cluster, passing: Any) -> None:
