@@ -53,7 +53,8 @@ test-fast: $(STAMP)  ## the tests that need no Ray
 # Most of their time the tests on a Ray wait for processes to start, so two halves run side by side, each on its own Ray:
 # the contract and the faults of what calls travel by and to, and all the rest. They take about as long.
 SLOW := not ($(FAST)) and not browser
-FAULTS := $(addprefix tests/chaos/, test_crashes.py test_direct.py test_express.py test_lent_memory.py test_unhealthy.py)
+FAULTS := $(addprefix tests/chaos/, test_crashes.py test_direct.py test_express.py test_lent_memory.py test_unhealthy.py) \
+    tests/cluster/test_nodes.py
 
 test-cluster: $(STAMP) ## the tests on a real local Ray, the guide, the typing tests and the slow ones
 	@mkdir -p build; \

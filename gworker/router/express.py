@@ -64,11 +64,19 @@ class Express:
 
         Raises what interrupts the wait, and DeadlineExceeded; the call is cancelled then.
         """
-        router = self._ways.router
         self.call = call
-        last = None
         try:
             self._ways.busy.add(self)
+            return self._run(call)
+        finally:
+            self.call = None
+            self._ways.busy.discard(self)  # after the router was given the call, if it was: it counts as unfinished
+            self._ways.give_back(self)
+
+    def _run(self, call: RoutedCall) -> Packed | None:
+        router = self._ways.router
+        last = None
+        try:
             if self._send(call):
                 router.on_express()
                 last = self._receive(call)
@@ -85,10 +93,6 @@ class Express:
         except BaseException:
             self._give_up(call)
             raise
-        finally:
-            self.call = None
-            self._ways.busy.discard(self)
-            self._ways.give_back(self)
         if last is None:
             router.submit(call)
             return None

@@ -19,6 +19,7 @@ import gworker as gw
 from gworker.router import client, express
 from gworker.router.direct import DirectLane
 from gworker.router.express import Express, ExpressWays
+from gworker.router.router import Router
 
 pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
 
@@ -163,6 +164,25 @@ def test_errors_come_with_the_trace_of_the_worker(app: gw.App, opened: Any, note
     assert "in fails" in str(caught.value.__cause__)
     assert used(way) == before + 1
     assert opened(handle) == [way]
+
+
+def test_a_call_counts_as_unfinished_until_the_router_has_it(
+    app: gw.App, opened: Any, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = define(app)()
+    (way,) = opened(worker)
+    seen: list[bool] = []
+    take_over = Router.take_over
+
+    def watched(router: Router, *about: Any) -> None:
+        seen.append(way in router.express.busy)
+        take_over(router, *about)
+
+    monkeypatch.setattr(Router, "take_over", watched)
+    with pytest.raises(ValueError, match="attempt 1"):
+        worker.fails.remote(str(notes), 1)
+    assert seen == [True]
+    assert list(ways_of(worker)._idle) == [way] and not ways_of(worker).busy
 
 
 def test_retries_follow_an_error(app: gw.App, opened: Any, notes: Path) -> None:
