@@ -126,7 +126,7 @@ class Connection(asyncio.BufferedProtocol):
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         self._turn = turn_of(asyncio.get_running_loop())
         connected = transport.get_extra_info("socket")
-        _tune(connected)
+        tune(connected)
         if connected is not None and connected.family == socket.AF_UNIX:
             self._memory = own_memory()
         self._descriptor = keep_from_children(connected)
@@ -195,7 +195,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go)
 
 
-def _tune(connected: Any) -> None:
+def tune(connected: Any) -> None:
     """No waiting for more to send, and no waiting for ever for a machine that is gone."""
     if connected is None or connected.family not in (socket.AF_INET, socket.AF_INET6):
         return

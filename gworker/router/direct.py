@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
-from gworker.connection import HIGH_WATER_BYTES, Connection
+from gworker.connection import HIGH_WATER_BYTES, Connection, tune
 from gworker.frames import GREETING_BYTES, WELCOME_BYTES, Hello, RouterHandshake
 from gworker.mailbox import turn_of
 from gworker.router.lanes import MAX_BUNDLE, Lane, LaneListener, Room
@@ -42,11 +42,15 @@ class GivenUpError(ConnectionError):
 
 
 class TakenUp(NamedTuple):
-    """A session as another connection left it: our next bundle's number, the worker's last one, and what was sent."""
+    """A session as another connection left it: our next bundle's number, the worker's last one, and what was sent.
+
+    `tcp` is where the worker listens, unless that was a Unix socket.
+    """
 
     sequence: int
     received: int
     unacknowledged: list[Up]
+    tcp: tuple[str, int] | None
 
 
 # Somebody listens, and did not come to the point of welcoming us.
@@ -116,7 +120,7 @@ class DirectLane:
 
     `same_node` says whether the Unix socket can be reached; `ask_tcp` asks the worker, by way of Ray, for its TCP
     address. `fall_back` makes the ray lane where there is no other way: not to a worker that does not answer there,
-    either. `taken_up` is for a session that was begun over a Unix socket.
+    either. `taken_up` is for a session that was begun over a connection of somebody else's.
     """
 
     vouches_for_starts = False
@@ -160,8 +164,8 @@ class DirectLane:
         self._told_wanted = 0
         self._acknowledging: asyncio.TimerHandle | None = None
         if taken_up is not None:
-            self._way = self._by_unix_socket
-            self._sequence, self._received, unacknowledged = taken_up
+            self._sequence, self._received, unacknowledged, self._tcp = taken_up
+            self._way = self._by_unix_socket if self._tcp is None else self._by_tcp
             self._told_received = self._received
             self._unacknowledged.extend(unacknowledged)
         self._connecting: asyncio.Task[None] | None = loop.create_task(self._connect())
@@ -373,20 +377,24 @@ class DirectLane:
     async def connect_another(self, session: str) -> socket.socket | None:
         if self._connecting is not None:
             await asyncio.wait([self._connecting])
-        if self._wire is None or self._way != self._by_unix_socket:
+        if self._wire is None or self._wire.transport is None:
             return None
-        other = socket.socket(socket.AF_UNIX)
+        family = self._wire.transport.get_extra_info("socket").family
+        by_unix_socket = family == socket.AF_UNIX
+        there = self._address.path if by_unix_socket else self._wire.transport.get_extra_info("peername")
+        other = socket.socket(family)
         try:
             other.setblocking(False)
-            await asyncio.wait_for(self._begin_session(other, session), CONNECT_S)
+            await asyncio.wait_for(self._begin_session(other, there, session), CONNECT_S)
             other.setblocking(True)
         except BaseException:
             other.close()
             raise
         return other
 
-    async def _begin_session(self, other: socket.socket, session: str) -> None:
-        await self._loop.sock_connect(other, self._address.path)
+    async def _begin_session(self, other: socket.socket, there: Any, session: str) -> None:
+        await self._loop.sock_connect(other, there)
+        tune(other)
         handshake = RouterHandshake(self._address.secret)
         greeting = await self._read(other, GREETING_BYTES)
         await self._loop.sock_sendall(other, handshake.hello(greeting, Hello(session, -1, is_new=True)))

@@ -57,6 +57,7 @@ class Express:
         self._sent: list[Up] = []
         self._contents: list[Any] = []
         self._reader = FrameReader(self._contents.append)
+        self._tcp = None if connected.family == socket.AF_UNIX else connected.getpeername()[:2]
         keep_from_children(connected)
 
     def run(self, call: RoutedCall) -> Packed | None:
@@ -80,11 +81,11 @@ class Express:
             if self._send(call):
                 router.on_express()
                 last = self._receive(call)
-        except TimeoutError:
-            self._give_up(call)
-            router.account_queued(call)
-            raise call.past_deadline(None) from None
         except Exception as error:
+            if isinstance(error, TimeoutError) and error.errno is None:  # ours, not that of a host that is silent
+                self._give_up(call)
+                router.account_queued(call)
+                raise call.past_deadline(None) from None
             self.retire()
             if not call.started:  # no worker could tell what became of it
                 raise
@@ -161,7 +162,7 @@ class Express:
             self.closed = True
 
     def _taken_up(self) -> TakenUp:
-        return TakenUp(self._sequence, self._received, self._sent)
+        return TakenUp(self._sequence, self._received, self._sent, self._tcp)
 
     # --- any thread -------------------------------------------------------------------------------------------------
 

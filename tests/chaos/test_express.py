@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from gworker.router import client, express
 from gworker.router.direct import DirectLane
 from gworker.router.express import Express, ExpressWays
 from gworker.router.router import Router
+from tests.conftest import eventually as wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
 
@@ -106,6 +109,15 @@ def opened(eventually: Any) -> Callable[..., list[Express]]:
         return found
 
     return wait
+
+
+@pytest.fixture(params=["unix", "tcp"])
+def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> socket.AddressFamily:
+    """What connections go by: on one node, or as between two."""
+    if request.param == "unix":
+        return socket.AF_UNIX
+    monkeypatch.setattr(client, "_node_id", lambda: "another node")
+    return socket.AF_INET
 
 
 def in_background(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
@@ -249,7 +261,9 @@ def test_an_interrupt_cancels_the_call(app: gw.App, opened: Any, notes: Path, ev
 
 
 @pytest.mark.parametrize("retries", [0, 2])
-def test_a_worker_is_killed_under_a_call(app: gw.App, opened: Any, notes: Path, retries: int, eventually: Any) -> None:
+def test_a_worker_is_killed_under_a_call(
+    app: gw.App, opened: Any, notes: Path, by: socket.AddressFamily, retries: int, eventually: Any
+) -> None:
     handle = define(app, retries=retries)()
     opened(handle)
     pid = handle.pid.remote()
@@ -282,10 +296,11 @@ def test_a_worker_that_died_unnoticed_costs_no_call(app: gw.App, opened: Any) ->
 
 @pytest.mark.parametrize("when", ["running", "answered"])
 def test_a_connection_that_breaks_loses_nothing_and_runs_nothing_twice(
-    app: gw.App, opened: Any, notes: Path, when: str, eventually: Any
+    app: gw.App, opened: Any, notes: Path, by: socket.AddressFamily, when: str, eventually: Any
 ) -> None:
     handle = define(app)()
     [way] = opened(handle)
+    assert way._socket.family == by
     pid = handle.pid.remote()
     thread, outcome = in_background(lambda: handle.noted.remote(str(notes), 1.0))
     eventually(lambda: begun(notes))
@@ -301,6 +316,32 @@ def test_a_connection_that_breaks_loses_nothing_and_runs_nothing_twice(
     eventually(lambda: handle._router().unfinished == 0)
     assert handle.double.remote(3) == 6
     assert opened(handle) != [way]
+
+
+class Silent:
+    """A connection to a host that does not answer any more: the kernel gives it up."""
+
+    def __init__(self, connected: socket.socket, since: Callable[[], Any]) -> None:
+        self._connected = connected
+        self._since = since
+
+    def recv_into(self, buffer: Any) -> int:
+        wait_until(self._since)
+        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connected, name)
+
+
+def test_a_host_that_is_silent_is_no_deadline_that_has_passed(
+    app: gw.App, opened: Any, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = define(app)()
+    [way] = opened(handle)
+    monkeypatch.setattr(way, "_socket", Silent(way._socket, lambda: begun(notes)))
+    pid = handle.noted.with_options(deadline_s=20).remote(str(notes), 0.5)
+    assert pid == handle.pid.remote()
+    assert begun(notes) == 1
 
 
 def test_stopping_the_app_ends_the_wait(app: gw.App, opened: Any, notes: Path, eventually: Any) -> None:

@@ -134,6 +134,10 @@ def test_calls_to_another_node_go_by_tcp(app: Any, make_node: Callable[[], Node]
         assert np.array_equal(doubled, 2 * np.arange(size))
         doubled[0] = 1  # it is the caller's own
         assert array[1] == 1, "what the worker does with its own is not seen here"
+    [way] = eventually(lambda: list(far._router().express._idle))
+    assert way._socket.family == socket.AF_INET
+    assert [far.plus_one.remote(number) for number in range(20)] == list(range(1, 21))
+    assert way._sequence >= 20, "a thread that waits for its only call needs no other thread"
     assert list(far.plus_one.map(range(2_000))) == list(range(1, 2_001))
     assert list(far.count.stream(500)) == list(range(500))
     assert [connected.family for connected in connections_of(app)] == [socket.AF_INET]
