@@ -10,7 +10,7 @@ import difflib
 import html
 import importlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload
 
 from gworker.bound import BoundGenerator, BoundMethod, CallOptions
 from gworker.errors import InvalidDefinition
@@ -207,34 +207,45 @@ class DeployedApp:
         return (DeployedApp, (self.name,))
 
 
+class _LookedUp(NamedTuple):
+    """What an app has told of a deployed class. It holds as long as one of `versions` serves, as far as is known."""
+
+    client: AppClient
+    versions: tuple[str | None, str]
+    found: DeployedClass
+    spec: ClassSpec
+
+
 class DeployedCls(Cls):
     """A class of a deployed app, known by name; see `Cls.from_name`."""
 
     def __init__(self, app_name: str, class_name: str, *, changes: Mapping[str, Any] | None = None) -> None:
         super().__init__(DeployedApp(app_name), _Absent, {"name": class_name}, changes=changes)
         self.__qualname__ = class_name
-        self._looked_up: tuple[AppClient, str, DeployedClass, ClassSpec] | None = None
+        self._looked_up: _LookedUp | None = None
 
-    def _deployed(self) -> tuple[DeployedClass, ClassSpec]:
+    def _deployed(self) -> _LookedUp:
         client = self.app.client()
-        at = client.version
-        if self._looked_up is None or self._looked_up[:2] != (client, at):
+        told = client.version_of(self.name)
+        known = self._looked_up
+        if known is None or known.client is not client or told not in known.versions:
             found = client.deployed_class(self.name)
             try:
                 spec: ClassSpec = unpack(found.interface)
             except (ImportError, AttributeError):  # this program lacks the app's modules
                 spec = unpack(found.interface_by_value)
-            self._looked_up = (client, at, found, spec.with_options(**self.changes) if self.changes else spec)
-        return self._looked_up[2:]
+            spec = spec.with_options(**self.changes) if self.changes else spec
+            known = self._looked_up = _LookedUp(client, (told, str(found.generation)), found, spec)
+        return known
 
     @property
     def spec(self) -> ClassSpec:
-        """What was deployed; asks the app at first use."""
-        return self._deployed()[1]
+        """What was deployed; asks the app at first use, and again once another version serves."""
+        return self._deployed().spec
 
     def packed(self) -> Packed:
         """The class as it was deployed."""
-        return self._deployed()[0].cls
+        return self._deployed().found.cls
 
     def with_options(self, **changes: Any) -> DeployedCls:
         """A variant with a pool of its own; see `Cls.with_options`."""

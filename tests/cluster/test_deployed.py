@@ -20,6 +20,7 @@ import gworker as gw
 from gworker.control import controller as controller_module
 from gworker.control.controller import ControllerBoot
 from gworker.router import deployment
+from gworker.router.client import AppClient
 from gworker.router.membership import PoolKey
 from gworker.wire import Payload
 from gworker.worker.actor import WorkerBoot, create_worker
@@ -116,6 +117,29 @@ def define(app: Any, ledger: Any, **options: Any) -> Any:
 
 
 # --- reached by name ---------------------------------------------------------------------------------------------
+
+
+def test_what_was_deployed_is_asked_for_once_in_each_version(
+    app: Any, ledger: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    define(app, ledger, min_workers=1)
+    app.deploy()
+    asked: list[str] = []
+    deployed_class = AppClient.deployed_class
+
+    def counted(client: AppClient, name: str) -> Any:
+        asked.append(name)
+        return deployed_class(client, name)
+
+    monkeypatch.setattr(AppClient, "deployed_class", counted)
+    echo = gw.Cls.from_name(app.name, "Echo")
+    for version in (1, 2):
+        first = echo().pid.remote()
+        eventually(lambda: app.client().version_of("Echo") == str(version))  # noqa: B023  # called here
+        assert {echo().pid.remote() for _ in range(20)} == {first}
+        assert asked == ["Echo"] * version, "a controller that is away holds up nobody who knows what it deployed"
+        app.deploy()
+        eventually(lambda: echo().pid.remote() != first)  # noqa: B023  # called here
 
 
 def test_another_program_calls_it_by_name_alone_and_leaves_it_as_it_was(
