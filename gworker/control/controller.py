@@ -555,11 +555,25 @@ def create_controller(boot: ControllerBoot) -> Any:
     options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 10_000, "max_restarts": 0}
     if boot.deployed:
         options |= deployment.controller_options(boot.app_name)
-    else:
-        here = ray.get_runtime_context().get_node_id()
+    elif (here := _node_to_stay_on()) is not None:
         # Not soft: Ray would put what asks for no resources on any node (ray-project/ray#25360).
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=False)
     return ray.remote(GWorkerController).options(**options).remote(boot)
+
+
+def _node_to_stay_on() -> str | None:
+    """The node of this process, where an actor can be bound to it.
+
+    Not within a placement group: one that captures what is started in it would not get the controller, nor its workers.
+    Not while the node is drained: Ray would refuse.
+    """
+    here: str = ray.get_runtime_context().get_node_id()
+    if ray.util.get_current_placement_group() is not None:
+        return None
+    with contextlib.suppress(Exception):  # it is internal to Ray
+        if here in ray._private.state.state.get_draining_nodes():
+            return None
+    return here
 
 
 class GWorkerController(Controller):

@@ -20,7 +20,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayError
 
 from gworker import clock
-from gworker.control.nodes import Nodes
+from gworker.control.nodes import LOOK_S, Nodes
 from gworker.control.placement import actor_options, describe_requirement, what_no_node_has
 from gworker.control.pool import Pool
 from gworker.control.prober import Prober, result_of
@@ -36,12 +36,18 @@ log = logging.getLogger("gworker.controller")
 UNSCHEDULABLE_AFTER_S = 30.0
 # How long the cluster is given to place a worker before its absence is looked into.
 PLACEMENT_S = 0.3
+# How long after its loss Ray may still place workers on a node.
+RAY_KNOWS_S = 20.0
 # How long a worker that Ray cannot reach may stay so before it is given up.
 UNREACHABLE_S = 30.0
 # How long a worker that has drained may take to see its last answers delivered.
 SETTLE_S = 2.0
 # How long a worker may take to tell its counters: a status is for people who wait.
 STATS_S = 2.0
+
+
+class NodeLostError(Exception):
+    """A worker would never come up: the node that it is on is gone, or may be."""
 
 
 @dataclass(frozen=True)
@@ -90,17 +96,18 @@ class Keeper:
                 self._house.spawn(self.drain(worker.reason))
             placed = asyncio.ensure_future(result_of(worker.actor.__ray_ready__.remote()))
             started = asyncio.ensure_future(result_of(worker.actor.start.remote()))  # no round trip later
-            started.add_done_callback(lambda done: done.cancelled() or done.exception())
+            for asked in (placed, started):  # nobody may wait for them any more; then what they raise is no news
+                asked.add_done_callback(lambda done: done.cancelled() or done.exception())
             await self._placed(placed)
             if not await self._entered(started, adopted=find is not None):
                 return
             self.settled.set()
             reason = await self._watch()
             self.kill()
-            self._died(reason)
-        except (RayError, ValueError) as error:
+            await self._died(reason)
+        except (RayError, ValueError, NodeLostError) as error:
             self.kill()  # it may be alive, out of our reach
-            self._died(death_reason(error))
+            await self._died(death_reason(error))
         except Exception as error:
             log.exception("%s: following %s failed", self._house.app_name, worker.id)
             self.kill()
@@ -135,6 +142,8 @@ class Keeper:
         options = pool.definition.options
         while not (await asyncio.wait([ready], timeout=PLACEMENT_S))[0]:
             waited_s = clock.now() - begun
+            if LOOK_S < waited_s < RAY_KNOWS_S and await self._house.nodes.lost_since(worker.created):
+                raise NodeLostError("node lost: one was while it was being placed, perhaps there")
             told = worker.pending, pool.unschedulable
             lacking = what_no_node_has(options, self._house.nodes.totals())
             if lacking is None:
@@ -195,8 +204,8 @@ class Keeper:
             except ActorUnavailableError:
                 # The connection broke; the process may be alive.
                 node_id = self.worker.node_id
-                if node_id and await self._house.nodes.is_lost(node_id):
-                    return f"node lost: nobody listens at the address of its node {node_id}"
+                if node_id and (reason := await self._house.nodes.why_lost(node_id)):
+                    return reason
                 unreachable_since = unreachable_since or clock.now()
                 if clock.now() - unreachable_since > UNREACHABLE_S:
                     raise
@@ -209,12 +218,16 @@ class Keeper:
             if troubles:
                 self._house.changed(self.pool)
 
-    def _died(self, reason: str) -> None:
+    async def _died(self, reason: str) -> None:
         pool, worker = self.pool, self.worker
         if worker.state is WorkerState.STARTING and worker.pid is None:
-            log.error("%s: %s died while starting: %s", self._house.app_name, worker.id, reason)
-            pool.start_failed(worker, reason, clock.now())
-            return
+            # Where it was, a worker says once it has come up. That a node is lost says nothing against the class.
+            if not reason.startswith("node lost") and await self._house.nodes.lost_since(worker.created):
+                reason = f"node lost: one was while it started: {reason}"
+            if not reason.startswith("node lost"):
+                log.error("%s: %s died while starting: %s", self._house.app_name, worker.id, reason)
+                pool.start_failed(worker, reason, clock.now())
+                return
         if not worker.draining:
             log.warning("%s: %s died and is replaced: %s", self._house.app_name, worker.id, reason)
         pool.lost(worker, reason, clock.now())

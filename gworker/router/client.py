@@ -182,7 +182,11 @@ class AppClient:
         async def ask_tcp() -> tuple[str, int] | None:
             if not ray.is_initialized():
                 return None
-            found: tuple[str, int] | None = await worker.actor.get().listen.remote()
+            try:
+                found: tuple[str, int] | None = await worker.actor.get().listen.remote()
+            except RayTaskError:  # it has answered, and has none
+                log.warning("a worker does not listen for other nodes", exc_info=True)
+                return None
             return found
 
         if worker.direct is None or (taken_up is None and os.environ.get("GWORKER_LANE") == "ray"):

@@ -124,6 +124,7 @@ class DirectLane:
     """
 
     vouches_for_starts = False
+    proves_itself = True
 
     def __init__(
         self,

@@ -48,6 +48,7 @@ class Link:
         self.worker = worker
         self.ready = worker.ready
         self.broken = False
+        self.was_up = False
         self.calls: dict[int, RoutedCall] = {}
         self._router = router
         self.on_message = functools.partial(router.on_message, self)  # see LaneListener; a call less than a method
@@ -64,6 +65,7 @@ class Link:
 
     def on_progress(self) -> None:
         """See LaneListener."""
+        self.was_up = True
         self._router.on_progress(self)
 
     def on_broken(self, error: BaseException) -> None:

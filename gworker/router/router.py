@@ -120,7 +120,9 @@ class Router:
     def missing(self) -> str:
         """What the pool lacks, in words, whether or not some workers serve."""
         view = self._roster.view
-        return "the controller's first answer" if view is None else view.waiting_for
+        if view is None:
+            return "the controller's first answer"
+        return "its workers cannot be reached from here" if self._unlinked and not self._links else view.waiting_for
 
     def when_ready(self, count: int = 1) -> concurrent.futures.Future[None]:
         """Ends when `count` workers serve, or fewer while another fails to start; raises the failure of the pool."""
@@ -422,9 +424,11 @@ class Router:
         self._choice.remove(link)
         if link.worker.id in self._roster.workers:
             self._unlinked[link.worker.id] = None
-            self._errors[link.worker.id] = self._errors.get(link.worker.id, 0) + 1
+            if link.was_up or link.calls:  # and not each time that it is tried again
+                self._errors[link.worker.id] = self._errors.get(link.worker.id, 0) + 1
         self._lost_at[link.worker.id] = clock.now()
-        self._loop.call_later(RELINK_AFTER_S + 0.01, self._link_again)
+        if link.lane.proves_itself:  # else only where a newer view still names the worker
+            self._loop.call_later(RELINK_AFTER_S + 0.01, self._link_again)
         self.express.leave(link)
         calls, link.calls = list(link.calls.values()), {}
         self.settle_lost(link, calls, error)
@@ -570,6 +574,7 @@ class Router:
     def _link_again(self) -> None:
         if self._closed is None:
             self._link_and_unlink()
+            self._tell_ready_waiters()
             self.pump()
 
     def _link_and_unlink(self) -> None:

@@ -30,16 +30,21 @@ class Node:
     """One more node of the Ray that tests share, as `ray start` makes it, with 8 of a resource called `far`."""
 
     def __init__(self, address: str, log: Path) -> None:
-        before = alive_nodes()
+        self.id = ""
+        self._log = log
+        self._before = alive_nodes()
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={address}"]
         command += ["--num-cpus=4", "--num-gpus=0", f"--resources={json.dumps({'far': 8})}"]
         command += [f"--object-store-memory={200 * 1024 * 1024}"]
         with log.open("w") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def come_up(self) -> None:
+        """Wait until Ray knows it."""
         end = time.monotonic() + 60
-        while not (new := alive_nodes() - before):
-            assert self.process.poll() is None, log.read_text()
-            assert time.monotonic() < end, f"the node did not come up: {log.read_text()}"
+        while not (new := alive_nodes() - self._before):
+            assert self.process.poll() is None, self._log.read_text()
+            assert time.monotonic() < end, f"the node did not come up: {self._log.read_text()}"
             time.sleep(0.05)
         (self.id,) = new
 
@@ -76,6 +81,7 @@ def make_node(ray_cluster: None, address: str, tmp_path: Path) -> Iterator[Calla
 
     def make() -> Node:
         made.append(Node(address, tmp_path / f"node-{len(made)}"))
+        made[-1].come_up()
         return made[-1]
 
     yield make
@@ -162,6 +168,32 @@ def test_a_lost_node_is_seen_and_passed_over_before_ray_knows_of_it(
     events = [(event.worker, event.action, event.reason) for event in app.status().events]
     assert [action for _, action, _ in events] == ["starting", "ready", "crashed", "starting", "ready"]
     assert events[2] == ("Far-1", "crashed", f"node lost: nobody listens at the address of its node {there}")
+
+
+def test_a_node_that_is_lost_while_a_worker_starts_there_is_no_failed_start(
+    app: Any, make_node: Callable[[], Node], ledger: Any, gate: Any
+) -> None:
+    nodes = {node.id: node for node in (make_node(), make_node())}
+
+    @app.cls(cpu=0.1, resources={"far": 1})
+    class Slow:
+        @gw.on_enter()
+        def enter(self) -> None:
+            ledger.write(ray.get_runtime_context().get_node_id())
+            gate.wait(60)
+
+        @gw.method()
+        def where(self) -> str:
+            return ray.get_runtime_context().get_node_id()
+
+    call = Slow().where.spawn()
+    (first,) = eventually(ledger.lines)
+    nodes[first].kill()
+    second = eventually(lambda: ledger.lines()[1:], 40)
+    gate.open()
+    assert [call.get(30)] == second == list(set(nodes) - {first})
+    actions = [event.action for event in app.status().events]
+    assert actions == ["scaled up", "starting", "crashed", "starting", "ready"]
 
 
 def test_calls_are_told_what_went_with_a_node_until_another_one_comes(

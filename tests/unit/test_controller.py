@@ -188,6 +188,9 @@ class World:
             for node in ("node", "other")
         ]
 
+    async def refuses(self, host: str, port: int) -> bool:
+        return host in self.refusing
+
     def available_resources(self) -> dict[str, float]:
         return {"CPU": float(self.room - sum(w.placed for w in self.workers.values()))}
 
@@ -254,7 +257,7 @@ async def world(timeline: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     monkeypatch.setattr(placement_module.ray, "cluster_resources", world.cluster_resources)
     monkeypatch.setattr(placement_module.ray, "available_resources", world.available_resources)
     monkeypatch.setattr(placement_module.ray, "nodes", world.nodes)
-    monkeypatch.setattr(nodes_module, "_refuses", lambda host, port: host in world.refusing)
+    monkeypatch.setattr(nodes_module, "_refuses", world.refuses)
     monkeypatch.setattr(keeper_module, "create_worker", world.create_worker)
     monkeypatch.setattr(keeper_module.ray, "kill", world.kill)
     yield world
@@ -536,22 +539,32 @@ async def test_a_worker_that_is_given_up_is_killed_though_it_may_live(world: Wor
     assert len(world.workers) == 1
 
 
-async def test_a_worker_whose_node_is_lost_is_replaced_at_once_and_on_another_node(world: World) -> None:
+@pytest.mark.parametrize("during", ["placement", "start", "service"])
+async def test_a_worker_whose_node_is_lost_is_replaced_at_once_and_on_another_node(world: World, during: str) -> None:
     controller = await world.controller()
+    if during == "placement":
+        world.room = 0
+    if during == "start":
+        gate = world.shut("Echo", 1)
     await controller.deploy(classes(deployed(min_workers=1)))
     await world.pass_time(2)
     (first,) = world.workers.values()
     assert "label_selector" not in first.options
     world.refusing.add("node")
-    first.fail.set_result(ActorUnavailableError("the connection broke", b"\0" * 16))
-    await world.pass_time(1)
+    if during != "placement":
+        first.fail.set_result(ActorUnavailableError("the connection broke", b"\0" * 16))
+    if during == "start":
+        gate.set()
+    world.room = 1000
+    await world.pass_time(2)
     assert first.killed.is_set()
     (second,) = world.workers.values()
     assert second.options["label_selector"] == {"ray.io/node-id": "!in(node)"}
-    events = (await controller.status()).events
-    assert ("crashed", "node lost: nobody listens at the address of its node node") in {
-        (event.action, event.reason) for event in events
-    }
+    status = await controller.status()
+    (crashed,) = [event.reason for event in status.events if event.action == "crashed"]
+    assert crashed.startswith("node lost: ")
+    assert "failed to start" not in [event.action for event in status.events], "it says nothing against the class"
+    assert status.pool("Echo#1").state == "READY"
 
 
 # --- a controller that dies ----------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from gworker import clock
 from gworker.control import nodes as nodes_module
-from gworker.control.nodes import LOST_S, Nodes
+from gworker.control.nodes import LOOK_S, LOST_S, Nodes
 
 
 class Cluster:
@@ -61,23 +63,25 @@ def passing(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 async def test_a_node_is_lost_once_nobody_listens_there(cluster: Cluster, passing: Any) -> None:
     nodes = Nodes()
-    assert not await nodes.is_lost("a")
+    assert await nodes.why_lost("a") == ""
     assert nodes.totals() == [{"CPU": 4}, {"CPU": 8}]
     assert nodes.actor_options() == {}
 
     cluster.lose("a")
-    assert await nodes.is_lost("a")
+    passing(LOOK_S)
+    assert await nodes.why_lost("a") == "node lost: nobody listens at the address of its node a"
     assert nodes.totals() == [{"CPU": 8}]
     assert nodes.actor_options() == {"label_selector": {"ray.io/node-id": "!in(a)"}}
     cluster.lose("b")
-    assert await nodes.is_lost("b")
+    passing(LOOK_S)
+    assert await nodes.why_lost("b") != ""
     assert nodes.actor_options() == {"label_selector": {"ray.io/node-id": "!in(a,b)"}}
 
 
 async def test_a_node_that_ray_does_not_know_any_more_is_lost(cluster: Cluster, passing: Any) -> None:
     nodes = Nodes()
     cluster.told["a"]["Alive"] = False
-    assert await nodes.is_lost("a")
+    assert await nodes.why_lost("a") == "node lost: Ray has marked its node a dead"
     assert nodes.actor_options() == {}
     assert nodes.totals() == [{"CPU": 8}]
 
@@ -87,36 +91,63 @@ async def test_a_lost_node_that_ray_still_takes_for_alive_after_long_is_used_aga
 ) -> None:
     nodes = Nodes()
     cluster.lose("a")
-    assert await nodes.is_lost("a")
+    assert await nodes.why_lost("a")
     passing(LOST_S - 1)
     assert nodes.actor_options() != {} and len(nodes.totals()) == 1
     passing(2)
     assert nodes.actor_options() == {} and len(nodes.totals()) == 2
 
 
+async def test_what_was_lost_since_when(cluster: Cluster, passing: Any) -> None:
+    nodes = Nodes()
+    before = clock.now()
+    assert not await nodes.lost_since(before)
+    cluster.lose("a")
+    passing(LOOK_S)
+    assert await nodes.lost_since(before)
+    lost_at = clock.now()
+    passing(10)
+    assert await nodes.lost_since(before), "found again, it is not lost anew"
+    assert not await nodes.lost_since(lost_at + 1)
+
+
 async def test_a_node_that_does_not_answer_at_all_is_not_lost(
     cluster: Cluster, passing: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cut_off(*_: Any, **__: Any) -> socket.socket:
-        raise TimeoutError("timed out")
+    async def cut_off(*_: Any, **__: Any) -> Any:
+        await asyncio.Event().wait()
 
-    monkeypatch.setattr(nodes_module.socket, "create_connection", cut_off)
+    monkeypatch.setattr(nodes_module, "REFUSAL_S", 0.05)
+    monkeypatch.setattr(nodes_module.asyncio, "open_connection", cut_off)
     nodes = Nodes()
-    assert not await nodes.is_lost("a")
+    assert await nodes.why_lost("a") == ""
     assert nodes.actor_options() == {}
 
 
-async def test_a_head_node_that_does_not_answer_makes_no_node_a_lost_one(
+async def test_a_head_node_that_does_not_answer_makes_no_node_a_lost_one_and_holds_up_nobody(
     cluster: Cluster, passing: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def out_of_reach() -> Any:
+    nodes = Nodes()
+    assert await nodes.why_lost("a") == ""
+
+    def refuses() -> Any:
         raise RuntimeError("GCS is unavailable")
 
-    monkeypatch.setattr(nodes_module.ray, "nodes", out_of_reach)
-    assert not await Nodes().is_lost("a")
+    monkeypatch.setattr(nodes_module.ray, "nodes", refuses)
+    passing(LOOK_S)
+    assert await nodes.why_lost("a") == ""
+
+    over = threading.Event()
+    monkeypatch.setattr(nodes_module.ray, "nodes", over.wait)
+    monkeypatch.setattr(nodes_module, "ANSWER_S", 0.05)
+    cluster.lose("b")
+    passing(LOOK_S)
+    assert await nodes.why_lost("a") == ""
+    assert await nodes.why_lost("b") != "", "where it was is known"
+    over.set()
 
 
-async def test_ray_is_asked_once_for_many_and_not_at_all_where_nothing_is_lost(cluster: Cluster, passing: Any) -> None:
+async def test_many_who_ask_share_one_look(cluster: Cluster, passing: Any) -> None:
     nodes = Nodes()
     for _ in range(10):
         nodes.actor_options()
@@ -124,3 +155,10 @@ async def test_ray_is_asked_once_for_many_and_not_at_all_where_nothing_is_lost(c
     for _ in range(10):
         nodes.totals()
     assert cluster.asked == 1
+    cluster.asked = 0
+    assert await asyncio.gather(*(nodes.why_lost("a") for _ in range(100))) == [""] * 100
+    assert await nodes.why_lost("b") == ""
+    assert cluster.asked == 1
+    passing(LOOK_S)
+    await nodes.why_lost("b")
+    assert cluster.asked == 2

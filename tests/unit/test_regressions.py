@@ -16,6 +16,7 @@ from gworker.call import SpawnedCall
 from gworker.control import controller as controller_module
 from gworker.control import keeper as keeper_module
 from gworker.control.controller import Controller, ControllerBoot
+from gworker.errors import PoolUnavailable
 from gworker.mapping import MapRun
 from gworker.observe.progress import Ticker
 from gworker.retries import Retries
@@ -31,7 +32,7 @@ from tests.unit.test_exchange import router as router  # noqa: PLC0414  # a fixt
 from tests.unit.test_exchange import submit as input_of
 from tests.unit.test_ray_lane import Worker, returned, submit, turn
 from tests.unit.test_ray_lane import worker as worker  # noqa: PLC0414  # a fixture
-from tests.unit.test_router import Bench, told
+from tests.unit.test_router import Bench, error_of, told
 from tests.unit.test_router import bench as bench  # noqa: PLC0414  # a fixture
 
 # --- a caller that was idle or stopped for long -----------------------------------------------------------------
@@ -103,6 +104,56 @@ async def test_a_view_that_still_names_a_worker_that_died_sends_no_call_there(be
     assert len(bench.pool.made) == 1 and told(call) == []
     await bench.show("b")
     assert bench.lane("b").submits()
+
+
+async def test_who_waits_for_workers_is_told_of_one_that_is_linked_again(bench: Bench) -> None:
+    await bench.show("a")
+    bench.lane().dies()
+    ready = bench.router.when_ready(1)
+    await bench.timeline.advance(RELINK_AFTER_S - 0.1)
+    assert not ready.done()
+    await bench.timeline.advance(0.2)
+    assert ready.done()
+
+
+async def test_a_router_that_was_closed_links_nothing_again(bench: Bench) -> None:
+    await bench.show("a")
+    bench.lane().dies()
+    bench.router.close(PoolUnavailable("stopped"))
+    await bench.timeline.advance(RELINK_AFTER_S + 0.1)
+    assert len(bench.pool.made) == 1
+
+
+async def test_a_lane_that_is_full_of_room_before_its_worker_has_answered_is_made_again_for_newer_news_only(
+    bench: Bench,
+) -> None:
+    # Else it would swallow calls, one after the other, as long as its worker cannot be reached: it is the idlest.
+    await bench.show("a")
+    bench.lane().proves_itself = False
+    bench.lane().dies()
+    await bench.timeline.advance(3 * RELINK_AFTER_S)
+    assert len(bench.pool.made) == 1
+    await bench.show("a")
+    assert len(bench.pool.made) == 2
+
+
+async def test_a_worker_that_cannot_be_reached_counts_as_one_system_error_however_often_it_is_tried(
+    bench: Bench,
+) -> None:
+    await bench.show("a", "b")
+    bench.lane("a").link.on_progress()
+    for _ in range(5):
+        bench.lane("a").dies()
+        await bench.timeline.advance(RELINK_AFTER_S + 0.1)
+    assert bench.router._errors == {"a": 1}
+
+
+async def test_a_call_that_waits_for_a_worker_that_cannot_be_reached_is_told_so(bench: Bench) -> None:
+    await bench.show("a")
+    bench.lane().dies()
+    call = await bench.call(deadline_s=1.0)
+    await bench.timeline.advance(1.5)
+    assert "its workers cannot be reached from here" in str(error_of(call))
 
 
 @pytest.mark.parametrize("left", ["broke", "was not named"])
