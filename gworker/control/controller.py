@@ -571,7 +571,9 @@ def _node_to_stay_on() -> str | None:
     if ray.util.get_current_placement_group() is not None:
         return None
     with contextlib.suppress(Exception):  # it is internal to Ray
-        if here in ray._private.state.state.get_draining_nodes():
+        from ray._private.state import state
+
+        if here in state.get_draining_nodes():
             return None
     return here
 
