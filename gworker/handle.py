@@ -211,7 +211,7 @@ class _LookedUp(NamedTuple):
     """What an app has told of a deployed class. It holds as long as one of `versions` serves, as far as is known."""
 
     client: AppClient
-    versions: tuple[str | None, str]
+    versions: tuple[str, str]
     found: DeployedClass
     spec: ClassSpec
 
@@ -226,7 +226,7 @@ class DeployedCls(Cls):
 
     def _deployed(self) -> _LookedUp:
         client = self.app.client()
-        told = client.version_of(self.name)
+        told = client.version
         known = self._looked_up
         if known is None or known.client is not client or told not in known.versions:
             found = client.deployed_class(self.name)

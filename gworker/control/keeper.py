@@ -47,7 +47,7 @@ STATS_S = 2.0
 
 
 class NodeLostError(Exception):
-    """A worker would never come up: the node that it is on is gone, or may be."""
+    """A worker will never come up: Ray has put it on a node that is gone."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,12 @@ class Keeper:
             if not await self._entered(started, adopted=find is not None):
                 return
             self.settled.set()
-            reason = await self._watch()
-            self.kill()
-            await self._died(reason)
+            self._died(await self._watch())
         except (RayError, ValueError, NodeLostError) as error:
-            self.kill()  # it may be alive, out of our reach
-            await self._died(death_reason(error))
+            reason = death_reason(error)
+            if isinstance(error, ActorUnavailableError):  # which says nothing of why
+                reason = await self._why_lost(0.0) or reason
+            self._died(reason)
         except Exception as error:
             log.exception("%s: following %s failed", self._house.app_name, worker.id)
             self.kill()
@@ -142,8 +142,8 @@ class Keeper:
         options = pool.definition.options
         while not (await asyncio.wait([ready], timeout=PLACEMENT_S))[0]:
             waited_s = clock.now() - begun
-            if LOOK_S < waited_s < RAY_KNOWS_S and await self._house.nodes.lost_since(worker.created):
-                raise NodeLostError("node lost: one was while it was being placed, perhaps there")
+            if LOOK_S < waited_s < RAY_KNOWS_S and (lost := await self._why_lost(LOOK_S)):
+                raise NodeLostError(lost)
             told = worker.pending, pool.unschedulable
             lacking = what_no_node_has(options, self._house.nodes.totals())
             if lacking is None:
@@ -203,9 +203,8 @@ class Keeper:
                 troubles: list[Trouble] = await self.worker.actor.watch.remote(seen)
             except ActorUnavailableError:
                 # The connection broke; the process may be alive.
-                node_id = self.worker.node_id
-                if node_id and (reason := await self._house.nodes.why_lost(node_id)):
-                    return reason
+                if lost := await self._why_lost(LOOK_S):
+                    return lost
                 unreachable_since = unreachable_since or clock.now()
                 if clock.now() - unreachable_since > UNREACHABLE_S:
                     raise
@@ -218,16 +217,20 @@ class Keeper:
             if troubles:
                 self._house.changed(self.pool)
 
-    async def _died(self, reason: str) -> None:
+    async def _why_lost(self, at_most_old_s: float) -> str:
+        """Why the worker's node is taken for lost; nothing where it is not, or is not known."""
+        nodes = self._house.nodes
+        node_id = self.worker.node_id or await nodes.node_of(self.worker.actor)
+        return await nodes.why_lost(node_id, at_most_old_s=at_most_old_s)
+
+    def _died(self, reason: str) -> None:
         pool, worker = self.pool, self.worker
-        if worker.state is WorkerState.STARTING and worker.pid is None:
-            # Where it was, a worker says once it has come up. That a node is lost says nothing against the class.
-            if not reason.startswith("node lost") and await self._house.nodes.lost_since(worker.created):
-                reason = f"node lost: one was while it started: {reason}"
-            if not reason.startswith("node lost"):
-                log.error("%s: %s died while starting: %s", self._house.app_name, worker.id, reason)
-                pool.start_failed(worker, reason, clock.now())
-                return
+        self.kill()  # it may be alive, out of our reach
+        starting = worker.state is WorkerState.STARTING and worker.pid is None
+        if starting and not reason.startswith("node lost"):  # which would say nothing against the class
+            log.error("%s: %s died while starting: %s", self._house.app_name, worker.id, reason)
+            pool.start_failed(worker, reason, clock.now())
+            return
         if not worker.draining:
             log.warning("%s: %s died and is replaced: %s", self._house.app_name, worker.id, reason)
         pool.lost(worker, reason, clock.now())

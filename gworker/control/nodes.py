@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -42,10 +41,11 @@ class Nodes:
     def __init__(self) -> None:
         self._totals: dict[str, dict[str, float]] = {}
         self._asked_at = float("-inf")
-        self._addresses: dict[str, tuple[str, int]] | None = None
         self._lost: dict[str, float] = {}
+        self._seen: set[str] = set()
+        self._dead: set[str] = set()
         self._look: asyncio.Task[None] | None = None
-        self._looked_at = float("-inf")
+        self._began_at = float("-inf")
         self._asking = ThreadPoolExecutor(1, thread_name_prefix="gworker-nodes")
 
     def totals(self) -> list[dict[str, float]]:
@@ -61,40 +61,49 @@ class Nodes:
         lost = self._still_lost()
         return {"label_selector": {"ray.io/node-id": f"!in({','.join(lost)})"}} if lost else {}
 
-    async def why_lost(self, node_id: str) -> str:
-        """Why a node is taken for lost; nothing where it is not."""
-        await self._look_soon()
-        if node_id in self._lost:
-            return f"node lost: nobody listens at the address of its node {node_id}"
-        if self._addresses is not None and node_id not in self._addresses:
-            return f"node lost: Ray has marked its node {node_id} dead"
-        return ""
-
-    async def lost_since(self, instant: float) -> bool:
-        """Whether any node was found to be lost at or after an instant of `clock.now()`."""
-        await self._look_soon()
-        return any(at >= instant for at in self._lost.values())
-
-    async def _look_soon(self) -> None:
-        """Look whether somebody listens at each node, together with whoever asks now, and for whoever asks soon."""
-        if self._look is None and clock.now() - self._looked_at >= LOOK_S:
-            self._look = asyncio.ensure_future(self._look_at_all())
-        if self._look is not None:
+    async def why_lost(self, node_id: str, *, at_most_old_s: float = LOOK_S) -> str:
+        """Why a node is taken for lost; nothing where it is not, or was not so many seconds ago."""
+        if not node_id:
+            return ""
+        asked_at = clock.now() - at_most_old_s
+        while self._began_at < asked_at:
+            if self._look is None:
+                self._look = asyncio.ensure_future(self._look_at_all())
             await asyncio.shield(self._look)
+        if node_id in self._still_lost():
+            return f"node lost: nobody listens at the address of its node {node_id}"
+        return f"node lost: Ray has marked its node {node_id} dead" if node_id in self._dead else ""
+
+    async def node_of(self, actor: Any) -> str:
+        """The id of the node that Ray has put an actor on; nothing where it does not tell, or has not yet."""
+        found: str = await self._ask(_node_of, actor) or ""
+        return found
 
     async def _look_at_all(self) -> None:
+        """Look whether somebody listens at each node, for all who ask now or soon."""
+        began_at = clock.now()
         try:
-            with contextlib.suppress(Exception):
-                asked = asyncio.get_running_loop().run_in_executor(self._asking, _listening)
-                self._addresses = await asyncio.wait_for(asked, ANSWER_S)
-            known = list((self._addresses or {}).items())
-            for (node_id, _), refused in zip(
-                known, await asyncio.gather(*(_refuses(*a) for _, a in known)), strict=True
-            ):
-                if refused:
+            addresses: dict[str, tuple[str, int]] = await self._ask(_listening) or {}
+            if addresses:
+                self._seen |= addresses.keys()
+                self._dead = self._seen - addresses.keys()
+            refused = await asyncio.gather(*(_refuses(*address) for address in addresses.values()))
+            for node_id, refuses in zip(addresses, refused, strict=True):
+                if refuses:
                     self._lost.setdefault(node_id, clock.now())
+                elif refuses is False:
+                    self._lost.pop(node_id, None)
         finally:
-            self._looked_at, self._look = clock.now(), None
+            self._began_at, self._look = began_at, None
+
+    async def _ask(self, question: Callable[..., Any], *about: Any) -> Any:
+        """What Ray answers; None where it does not in time."""
+        asked = asyncio.get_running_loop().run_in_executor(self._asking, question, *about)
+        try:
+            return await asyncio.wait_for(asked, ANSWER_S)
+        except Exception:
+            log.debug("Ray does not tell its nodes", exc_info=True)
+            return None
 
     def _still_lost(self) -> Collection[str]:
         now = clock.now()
@@ -112,12 +121,20 @@ def _listening() -> dict[str, tuple[str, int]]:
     return {node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"]) for node in nodes if node["Alive"]}
 
 
-async def _refuses(host: str, port: int) -> bool:
+def _node_of(actor: Any) -> str:
+    from ray._private.state import actors  # internal to Ray; its public way asks the dashboard
+
+    found: str = actors(actor._actor_id.hex())["Address"]["NodeID"]
+    return found
+
+
+async def _refuses(host: str, port: int) -> bool | None:
+    """Whether nobody listens there; None where it does not say."""
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), REFUSAL_S)
     except ConnectionRefusedError:
         return True
     except (OSError, asyncio.TimeoutError):
-        return False
+        return None
     writer.close()
     return False

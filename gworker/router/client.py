@@ -41,14 +41,15 @@ class AppClient:
     """The controller of one running app, and this process's routers to its pools. Thread-safe.
 
     `find_again`, for a deployed app, finds its controller by name, or gives None: it may die, and be replaced, while
-    calls go on. `lost` is set once the controller is found to be gone for good, or Ray to be another one.
+    calls go on. `version` is the version of a deployed app that serves, as its views told last. `lost` is set once the
+    controller is found to be gone for good, or Ray to be another one.
     """
 
     def __init__(self, app_name: str, controller: Any, find_again: Callable[[], Any] | None = None) -> None:
         self.app_name = app_name
         self.controller = controller
         self.lost = False
-        self._versions: dict[str, str] = {}
+        self.version = ""
         self._ray = _this_ray()
         self._look_again_at = clock.now() + SAME_RAY_S
         self._find_again = find_again
@@ -95,8 +96,7 @@ class AppClient:
                 raise PoolUnavailable(f"Ray was shut down while the app {self.app_name!r} was running")
             try:
                 view: PoolView = await self.controller.watch.remote(router, key, known, definition)
-                if view.app_version:
-                    self._versions[key.class_name] = view.app_version
+                self.version = view.app_version or self.version
                 return view
             except RayError as error:
                 # An error of its own it would only raise again.
@@ -131,10 +131,6 @@ class AppClient:
         """A class of a deployed app. Raises NotFound."""
         found: DeployedClass = self.ask("deployed_class", name)
         return found
-
-    def version_of(self, class_name: str) -> str | None:
-        """The version of a deployed app that serves a class, as far as a view has told it."""
-        return self._versions.get(class_name)
 
     def generations(self) -> dict[str, int]:
         """The classes of a deployed app, and the version that each is served in."""

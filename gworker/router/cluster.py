@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import threading
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import services
 
 from gworker import termination
 from gworker.errors import NotFound
@@ -33,7 +35,10 @@ def have_ray() -> None:
         _init()
         return
     log.info("starting a local Ray")
-    _init(include_dashboard=False)
+    gone = _address_of_the_dead()
+    if gone:
+        log.warning("the Ray that was started on this machine, at %s, is gone: a new one is started", gone)
+    _init(include_dashboard=False, **({"address": "local"} if gone else {}))
     _started_here = is_ours_alone()
 
 
@@ -44,12 +49,35 @@ def attach() -> None:
     try:
         if os.environ.get("RAY_ADDRESS") == "local":
             raise ConnectionError("RAY_ADDRESS=local asks for a Ray of one's own")
+        if "RAY_ADDRESS" not in os.environ and not _others() and (gone := _address_of_the_dead()):
+            raise ConnectionError(f"the Ray that was started on this machine, at {gone}, is gone")
         _init(address=os.environ.get("RAY_ADDRESS", "auto"))
     except ConnectionError as error:
         raise NotFound(
             "no Ray cluster was found, and so no deployed app: start one (ray start --head), or set RAY_ADDRESS; "
             "one that wants a token is reached with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
         ) from error
+
+
+def _address_of_the_dead() -> str:
+    """Where Ray would look for a cluster that has ended without saying so; nothing where it has not.
+
+    It would try for a quarter of an hour to reach the address that such a cluster has left in a file.
+    """
+    address = services.find_bootstrap_address(None) or ""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal():
+        return ""
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except OSError:
+        return address
+    return ""
+
+
+def _others() -> set[str]:
+    """The clusters that run on this machine, which Ray attaches to as well."""
+    return set(services.find_gcs_addresses())  # type: ignore[no-untyped-call]
 
 
 def _init(**options: Any) -> None:

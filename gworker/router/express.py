@@ -293,5 +293,10 @@ class ExpressWays:
         if not wanted:
             connected.close()
             return
-        way = self._ways[link] = Express(self, link, connected, session)
+        try:
+            way = self._ways[link] = Express(self, link, connected, session)
+        except OSError:  # it was reset meanwhile
+            connected.close()
+            asyncio.get_running_loop().call_later(TRY_AGAIN_S, self._open)
+            return
         self._idle.append(way)

@@ -122,7 +122,9 @@ class Router:
         view = self._roster.view
         if view is None:
             return "the controller's first answer"
-        return "its workers cannot be reached from here" if self._unlinked and not self._links else view.waiting_for
+        if not self._unlinked or any(link.was_up for link in self._links.values()):
+            return view.waiting_for
+        return "; ".join(filter(None, ("its workers cannot be reached from here", view.waiting_for)))
 
     def when_ready(self, count: int = 1) -> concurrent.futures.Future[None]:
         """Ends when `count` workers serve, or fewer while another fails to start; raises the failure of the pool."""

@@ -135,7 +135,7 @@ def test_what_was_deployed_is_asked_for_once_in_each_version(
     echo = gw.Cls.from_name(app.name, "Echo")
     for version in (1, 2):
         first = echo().pid.remote()
-        eventually(lambda: app.client().version_of("Echo") == str(version))  # noqa: B023  # called here
+        eventually(lambda: app.client().version == str(version))  # noqa: B023  # called here
         assert {echo().pid.remote() for _ in range(20)} == {first}
         assert asked == ["Echo"] * version, "a controller that is away holds up nobody who knows what it deployed"
         app.deploy()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError
 
 from gworker.code import CodePackage
 from gworker.control import checkpoint as checkpoint_module
@@ -191,6 +191,9 @@ class World:
     async def refuses(self, host: str, port: int) -> bool:
         return host in self.refusing
 
+    def node_of(self, worker: FakeWorker) -> str:
+        return "node"
+
     def available_resources(self) -> dict[str, float]:
         return {"CPU": float(self.room - sum(w.placed for w in self.workers.values()))}
 
@@ -258,6 +261,7 @@ async def world(timeline: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     monkeypatch.setattr(placement_module.ray, "available_resources", world.available_resources)
     monkeypatch.setattr(placement_module.ray, "nodes", world.nodes)
     monkeypatch.setattr(nodes_module, "_refuses", world.refuses)
+    monkeypatch.setattr(nodes_module, "_node_of", world.node_of)
     monkeypatch.setattr(keeper_module, "create_worker", world.create_worker)
     monkeypatch.setattr(keeper_module.ray, "kill", world.kill)
     yield world
@@ -567,7 +571,63 @@ async def test_a_worker_whose_node_is_lost_is_replaced_at_once_and_on_another_no
     assert status.pool("Echo#1").state == "READY"
 
 
+async def test_a_worker_that_dies_while_another_node_is_lost_has_failed_to_start(world: World) -> None:
+    controller = await world.controller()
+    world.shut("Echo", 1)
+    await controller.deploy(classes(deployed(min_workers=1)))
+    await world.pass_time(2)
+    (first,) = world.workers.values()
+    world.refusing.add("other")
+    first.fail.set_result(ActorUnavailableError("the connection broke", b"\0" * 16))
+    await world.pass_time(2)
+    assert "failed to start" in [event.action for event in (await controller.status()).events]
+
+
+async def test_what_ray_says_of_a_death_stands_though_the_node_is_lost(world: World) -> None:
+    controller = await world.controller()
+    world.shut("Echo", 1)
+    await controller.deploy(classes(deployed(min_workers=1)))
+    await world.pass_time(2)
+    (first,) = world.workers.values()
+    world.refusing.add("node")
+    first.fail.set_result(OutOfMemoryError("Task was killed due to the node running low on memory"))
+    await world.pass_time(2)
+    (failed,) = [event for event in (await controller.status()).events if event.action == "failed to start"]
+    assert failed.reason.startswith("out of memory")
+
+
+async def test_a_worker_that_waits_for_room_waits_on_while_nodes_come_and_go(world: World) -> None:
+    controller = await world.controller()
+    world.room = 0
+    await controller.deploy(classes(deployed(min_workers=1)))
+    for _ in range(4):
+        world.refusing.add("other")
+        await world.pass_time(3)
+        world.refusing.discard("other")
+        await world.pass_time(3)
+    assert [event.action for event in (await controller.status()).events].count("starting") == 1
+
+
 # --- a controller that dies ----------------------------------------------------------------------------------------
+
+
+async def test_a_worker_that_is_taken_over_is_not_killed_for_the_loss_of_another_node(world: World) -> None:
+    controller = await world.controller()
+    await controller.deploy(classes(deployed(min_workers=1)))
+    await world.pass_time(5)
+    (worker,) = world.workers.values()
+    await world.die(controller)
+    world.refusing.add("other")  # the node of the controller
+    ready = worker._ready
+
+    async def late() -> None:
+        await asyncio.sleep(3)
+        await ready()
+
+    worker.__ray_ready__ = Method(late)
+    await world.controller()
+    await world.pass_time(5)
+    assert not worker.killed.is_set()
 
 
 async def test_a_version_that_was_accepted_is_written_down(world: World) -> None:
