@@ -35,7 +35,7 @@ def have_ray() -> None:
         _init()
         return
     log.info("starting a local Ray")
-    gone = _address_of_the_dead()
+    gone = "" if "RAY_ADDRESS" in os.environ else _address_of_the_dead()
     if gone:
         log.warning("the Ray that was started on this machine, at %s, is gone: a new one is started", gone)
     _init(include_dashboard=False, **({"address": "local"} if gone else {}))

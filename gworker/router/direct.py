@@ -124,7 +124,6 @@ class DirectLane:
     """
 
     vouches_for_starts = False
-    proves_itself = True
 
     def __init__(
         self,

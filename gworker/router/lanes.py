@@ -44,12 +44,10 @@ class Lane(Protocol):
     """A two-way stream of messages with one worker; used on the router's loop only.
 
     `vouches_for_starts` says that a start report reaches the router before the input can start. Where it is False,
-    whatever was sent and not refused counts as started. `proves_itself` says that there is room only once the worker
-    has answered: a lane to one that is gone is sent nothing.
+    whatever was sent and not refused counts as started.
     """
 
     vouches_for_starts: bool
-    proves_itself: bool
 
     def send(self, message: Submit | Cancel | Credit) -> None:
         """Send soon, together with what else is sent in this turn of the loop."""
@@ -128,7 +126,6 @@ class RayLane:
     """
 
     vouches_for_starts = False
-    proves_itself = False
 
     def __init__(
         self,

@@ -47,7 +47,7 @@ _noticed: set[str] = set()
 DEMAND_PERIOD_S = 0.25
 # How long calls wait without a word before the log says for what.
 EXPLAIN_AFTER_S = 5.0
-# A worker whose lane broke is linked again only where the view still names it this long afterwards: it did not die.
+# A worker whose lane broke is linked again only where a view still names it this long afterwards: it did not die.
 RELINK_AFTER_S = 3.0
 
 
@@ -429,8 +429,6 @@ class Router:
             if link.was_up or link.calls:  # and not each time that it is tried again
                 self._errors[link.worker.id] = self._errors.get(link.worker.id, 0) + 1
         self._lost_at[link.worker.id] = clock.now()
-        if link.lane.proves_itself:  # else only where a newer view still names the worker
-            self._loop.call_later(RELINK_AFTER_S + 0.01, self._link_again)
         self.express.leave(link)
         calls, link.calls = list(link.calls.values()), {}
         self.settle_lost(link, calls, error)
@@ -572,12 +570,6 @@ class Router:
             self._fail_all(view.failure)
         self._tell_ready_waiters()
         self.pump()
-
-    def _link_again(self) -> None:
-        if self._closed is None:
-            self._link_and_unlink()
-            self._tell_ready_waiters()
-            self.pump()
 
     def _link_and_unlink(self) -> None:
         """Link workers that have no link; close the links of those that have left, once our calls there have ended."""

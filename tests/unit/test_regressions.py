@@ -16,7 +16,6 @@ from gworker.call import SpawnedCall
 from gworker.control import controller as controller_module
 from gworker.control import keeper as keeper_module
 from gworker.control.controller import Controller, ControllerBoot
-from gworker.errors import PoolUnavailable
 from gworker.mapping import MapRun
 from gworker.observe.progress import Ticker
 from gworker.retries import Retries
@@ -106,37 +105,6 @@ async def test_a_view_that_still_names_a_worker_that_died_sends_no_call_there(be
     assert bench.lane("b").submits()
 
 
-async def test_who_waits_for_workers_is_told_of_one_that_is_linked_again(bench: Bench) -> None:
-    await bench.show("a")
-    bench.lane().dies()
-    ready = bench.router.when_ready(1)
-    await bench.timeline.advance(RELINK_AFTER_S - 0.1)
-    assert not ready.done()
-    await bench.timeline.advance(0.2)
-    assert ready.done()
-
-
-async def test_a_router_that_was_closed_links_nothing_again(bench: Bench) -> None:
-    await bench.show("a")
-    bench.lane().dies()
-    bench.router.close(PoolUnavailable("stopped"))
-    await bench.timeline.advance(RELINK_AFTER_S + 0.1)
-    assert len(bench.pool.made) == 1
-
-
-async def test_a_lane_that_is_full_of_room_before_its_worker_has_answered_is_made_again_for_newer_news_only(
-    bench: Bench,
-) -> None:
-    # Else it would swallow calls, one after the other, as long as its worker cannot be reached: it is the idlest.
-    await bench.show("a")
-    bench.lane().proves_itself = False
-    bench.lane().dies()
-    await bench.timeline.advance(3 * RELINK_AFTER_S)
-    assert len(bench.pool.made) == 1
-    await bench.show("a")
-    assert len(bench.pool.made) == 2
-
-
 async def test_a_worker_that_cannot_be_reached_counts_as_one_system_error_however_often_it_is_tried(
     bench: Bench,
 ) -> None:
@@ -145,6 +113,8 @@ async def test_a_worker_that_cannot_be_reached_counts_as_one_system_error_howeve
     for _ in range(5):
         bench.lane("a").dies()
         await bench.timeline.advance(RELINK_AFTER_S + 0.1)
+        await bench.show("a", "b")
+    assert len(bench.pool.made) == 7
     assert bench.router._errors == {"a": 1}
 
 
@@ -171,16 +141,6 @@ async def test_a_worker_that_lives_is_linked_again_under_another_name(bench: Ben
     assert first.session != second.session
     second.returns(call, "result")
     assert told(call) == [("returned", "result")]
-
-
-async def test_a_worker_that_lives_is_linked_again_without_any_news_of_it(bench: Bench) -> None:
-    await bench.show("a")
-    bench.lane().dies()
-    call = await bench.call()
-    await bench.timeline.advance(RELINK_AFTER_S - 0.1)
-    assert len(bench.pool.made) == 1
-    await bench.timeline.advance(0.2)
-    assert [message.call_id for message in bench.pool.made[-1].submits()] == [call.number]
 
 
 # --- .map ---------------------------------------------------------------------------------------------------------

@@ -57,7 +57,6 @@ class FakeLane:
     def __init__(self, worker: WorkerView, session: str, link: Link, vouches: bool) -> None:
         self.session = session
         self.vouches_for_starts = vouches
-        self.proves_itself = True
         self.link = link
         self.sent: list[Any] = []
         self.room = worker.capacity
