@@ -14,9 +14,6 @@ from typing import Any, Literal
 from gworker.cli import machine, output
 from gworker.cli.exits import Code
 
-# How long a port may take to answer.
-CONNECT_S = 3.0
-
 Verdict = Literal["ok", "note", "wrong"]
 _MARKS = {"ok": ("✓", "green"), "note": ("•", "yellow"), "wrong": ("✗", "red")}
 
@@ -70,9 +67,11 @@ def _versions() -> Iterator[Finding]:
 
 
 def _cluster(environment: Mapping[str, str]) -> Iterator[Finding]:
+    from gworker.router import cluster
+
     gpus = machine.gpus_of_the_driver()
     given = environment.get("RAY_ADDRESS", "")
-    address = given if given not in ("", "auto", "local") else _address_on_this_machine()
+    address = given if given not in ("", "auto", "local") else next(iter(cluster.clusters_here()), "")
     if given == "local" or not address:
         yield Finding(
             "Ray",
@@ -82,7 +81,7 @@ def _cluster(environment: Mapping[str, str]) -> Iterator[Finding]:
         )
         yield Finding("GPUs of this machine", "ok", ", ".join(gpus) or "none")
         return
-    wrong = _why_unreachable(address)
+    wrong = cluster.why_unreachable(address)
     if wrong is None:
         wrong = _why_not_attached(environment)
     if wrong is not None:
@@ -93,25 +92,6 @@ def _cluster(environment: Mapping[str, str]) -> Iterator[Finding]:
     address = ray.get_runtime_context().gcs_address  # where several run here, the one that took us in
     yield from _attached(address, gpus)
     yield from _doors(address, environment)
-
-
-def _address_on_this_machine() -> str:
-    from ray._private import services
-
-    found: set[str] = services.find_gcs_addresses()  # type: ignore[no-untyped-call]
-    return next(iter(sorted(found)), "")
-
-
-def _why_unreachable(address: str) -> str | None:
-    """Why nobody answers there; None where somebody does, or where the address is not a host and a port."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not port.isdigit():
-        return None
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
-    except OSError as error:
-        return f"cannot be reached: {error}"
-    return None
 
 
 def _why_not_attached(environment: Mapping[str, str]) -> str | None:

@@ -142,7 +142,8 @@ class Keeper:
         options = pool.definition.options
         while not (await asyncio.wait([ready], timeout=PLACEMENT_S))[0]:
             waited_s = clock.now() - begun
-            if LOOK_S < waited_s < RAY_KNOWS_S and (lost := await self._why_lost(LOOK_S)):
+            may_be_lost = LOOK_S < waited_s < RAY_KNOWS_S and await self._house.nodes.any_lost()
+            if may_be_lost and (lost := await self._why_lost(LOOK_S)):
                 raise NodeLostError(lost)
             told = worker.pending, pool.unschedulable
             lacking = what_no_node_has(options, self._house.nodes.totals())

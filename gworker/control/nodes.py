@@ -28,7 +28,7 @@ LOST_S = 60.0
 
 def node_totals() -> list[dict[str, float]]:
     """The resources of each node that is alive, by Ray's names."""
-    return list(_alive().values())
+    return list(_totals().values())
 
 
 class Nodes:
@@ -52,7 +52,7 @@ class Nodes:
         """The resources of each node that is alive, by Ray's names."""
         now = clock.now()
         if now - self._asked_at >= NODES_S:
-            self._totals, self._asked_at = _alive(), now
+            self._totals, self._asked_at = _totals(), now
         lost = self._still_lost()
         return [resources for node_id, resources in self._totals.items() if node_id not in lost]
 
@@ -65,25 +65,33 @@ class Nodes:
         """Why a node is taken for lost; nothing where it is not, or was not so many seconds ago."""
         if not node_id:
             return ""
-        asked_at = clock.now() - at_most_old_s
-        while self._began_at < asked_at:
-            if self._look is None:
-                self._look = asyncio.ensure_future(self._look_at_all())
-            await asyncio.shield(self._look)
+        await self._look_since(clock.now() - at_most_old_s)
         if node_id in self._still_lost():
             return f"node lost: nobody listens at the address of its node {node_id}"
         return f"node lost: Ray has marked its node {node_id} dead" if node_id in self._dead else ""
+
+    async def any_lost(self) -> bool:
+        """Whether any node is lost that Ray takes for alive."""
+        await self._look_since(clock.now() - LOOK_S)
+        return bool(self._still_lost())
 
     async def node_of(self, actor: Any) -> str:
         """The id of the node that Ray has put an actor on; nothing where it does not tell, or has not yet."""
         found: str = await self._ask(_node_of, actor) or ""
         return found
 
+    async def _look_since(self, instant: float) -> None:
+        """Wait for a look that began at this instant or later."""
+        while self._began_at < instant:
+            if self._look is None:
+                self._look = asyncio.ensure_future(self._look_at_all())
+            await asyncio.shield(self._look)
+
     async def _look_at_all(self) -> None:
         """Look whether somebody listens at each node, for all who ask now or soon."""
         began_at = clock.now()
         try:
-            addresses: dict[str, tuple[str, int]] = await self._ask(_listening) or {}
+            addresses: dict[str, tuple[str, int]] = await self._ask(_addresses) or {}
             if addresses:
                 self._seen |= addresses.keys()
                 self._dead = self._seen - addresses.keys()
@@ -111,14 +119,17 @@ class Nodes:
         return self._lost
 
 
-def _alive() -> dict[str, dict[str, float]]:
-    return {node["NodeID"]: dict(node["Resources"]) for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+def _alive() -> list[dict[str, Any]]:
+    """The nodes that Ray takes for alive."""
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
-def _listening() -> dict[str, tuple[str, int]]:
-    """Where the nodes that Ray takes for alive listen."""
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    return {node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"]) for node in nodes if node["Alive"]}
+def _totals() -> dict[str, dict[str, float]]:
+    return {node["NodeID"]: dict(node["Resources"]) for node in _alive()}
+
+
+def _addresses() -> dict[str, tuple[str, int]]:
+    return {node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"]) for node in _alive()}
 
 
 def _node_of(actor: Any) -> str:

@@ -18,8 +18,9 @@ from gworker.errors import NotFound
 
 log = logging.getLogger("gworker")
 
-# How long a cluster may take to say that it is there.
+# How long a cluster may take to say that it is there, and how long to be connected to.
 ANSWER_S = 5.0
+CONNECT_S = 3.0
 # Names the Ray that a process of gworker's own started for this one.
 _LENT = "GWORKER_LENT_RAY"
 # Whether this process's Ray was started by gworker, because there was none.
@@ -49,7 +50,7 @@ def attach() -> None:
     try:
         if os.environ.get("RAY_ADDRESS") == "local":
             raise ConnectionError("RAY_ADDRESS=local asks for a Ray of one's own")
-        if "RAY_ADDRESS" not in os.environ and not _others() and (gone := _address_of_the_dead()):
+        if "RAY_ADDRESS" not in os.environ and not clusters_here() and (gone := _address_of_the_dead()):
             raise ConnectionError(f"the Ray that was started on this machine, at {gone}, is gone")
         _init(address=os.environ.get("RAY_ADDRESS", "auto"))
     except ConnectionError as error:
@@ -65,19 +66,24 @@ def _address_of_the_dead() -> str:
     It would try for a quarter of an hour to reach the address that such a cluster has left in a file.
     """
     address = services.find_bootstrap_address(None) or ""
-    host, _, port = address.rpartition(":")
-    if not port.isdecimal():
-        return ""
+    return "" if why_unreachable(address) is None else address
+
+
+def why_unreachable(address: str) -> str | None:
+    """Why nobody answers there; None where somebody does, or where the address is not a host and a port."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return None
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
-    except OSError:
-        return address
-    return ""
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except OSError as error:
+        return f"cannot be reached: {error}"
+    return None
 
 
-def _others() -> set[str]:
-    """The clusters that run on this machine, which Ray attaches to as well."""
-    return set(services.find_gcs_addresses())  # type: ignore[no-untyped-call]
+def clusters_here() -> list[str]:
+    """The addresses of the clusters that run on this machine."""
+    return sorted(services.find_gcs_addresses())  # type: ignore[no-untyped-call]
 
 
 def _init(**options: Any) -> None:

@@ -571,12 +571,18 @@ async def test_a_worker_whose_node_is_lost_is_replaced_at_once_and_on_another_no
     assert status.pool("Echo#1").state == "READY"
 
 
-async def test_a_worker_that_dies_while_another_node_is_lost_has_failed_to_start(world: World) -> None:
+async def starting(world: World) -> tuple[Controller, FakeWorker]:
+    """A controller, and its one worker, which is in on_enter."""
     controller = await world.controller()
     world.shut("Echo", 1)
     await controller.deploy(classes(deployed(min_workers=1)))
     await world.pass_time(2)
     (first,) = world.workers.values()
+    return controller, first
+
+
+async def test_a_worker_that_dies_while_another_node_is_lost_has_failed_to_start(world: World) -> None:
+    controller, first = await starting(world)
     world.refusing.add("other")
     first.fail.set_result(ActorUnavailableError("the connection broke", b"\0" * 16))
     await world.pass_time(2)
@@ -584,11 +590,7 @@ async def test_a_worker_that_dies_while_another_node_is_lost_has_failed_to_start
 
 
 async def test_what_ray_says_of_a_death_stands_though_the_node_is_lost(world: World) -> None:
-    controller = await world.controller()
-    world.shut("Echo", 1)
-    await controller.deploy(classes(deployed(min_workers=1)))
-    await world.pass_time(2)
-    (first,) = world.workers.values()
+    controller, first = await starting(world)
     world.refusing.add("node")
     first.fail.set_result(OutOfMemoryError("Task was killed due to the node running low on memory"))
     await world.pass_time(2)

@@ -67,8 +67,10 @@ async def test_a_node_is_lost_once_nobody_listens_there(cluster: Cluster, passin
     assert nodes.totals() == [{"CPU": 4}, {"CPU": 8}]
     assert nodes.actor_options() == {}
 
+    assert not await nodes.any_lost()
     cluster.lose("a")
     passing(2 * LOOK_S)
+    assert await nodes.any_lost()
     assert await nodes.why_lost("a") == "node lost: nobody listens at the address of its node a"
     assert nodes.totals() == [{"CPU": 8}]
     assert nodes.actor_options() == {"label_selector": {"ray.io/node-id": "!in(a)"}}
